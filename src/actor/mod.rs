@@ -1,0 +1,4 @@
+//! A thin layer on ractor: bounded mailboxes, tickets, one-DID workers, supervision.
+
+pub mod mailbox;
+pub mod ticket;

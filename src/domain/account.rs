@@ -1,0 +1,56 @@
+//! One account's names and figures: what travels from the repository walk through the journal into ledger and summary.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The ledger's row number of an account; rows are never deleted, so it never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AccountId(pub i64);
+
+/// Why a record is not exported although nothing is wrong with it.
+pub const SKIPPED: [&str; 2] = ["type", "outside_window"];
+
+/// Why a record goes to the rejected queue (TRANSFORM, "Which records").
+pub const REJECTED: [&str; 4] = ["created_at", "schema", "cbor", "too_large"];
+
+/// A proven and transformed revision of an account. Reconciles: `leaves` = exported + skipped + rejected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// The account's DID.
+    pub did: String,
+    /// How often the account had been exported before: with the DID the key under which an export happens once.
+    pub edition: u32,
+    /// Revision of the commit, a TID.
+    pub rev: String,
+    /// CID of the commit block, base32.
+    pub commit_cid: String,
+    /// Bytes of the CAR as received.
+    pub repo_bytes: u64,
+    /// Leaves of the MST.
+    pub leaves: u64,
+    /// Exported records by queue label (`post`, `reply`, ... or a configured entry).
+    pub exported: BTreeMap<String, u64>,
+    /// Skipped records by reason of [`SKIPPED`].
+    pub skipped: BTreeMap<String, u64>,
+    /// Rejected records by reason of [`REJECTED`].
+    pub rejected: BTreeMap<String, u64>,
+    /// Hash of the filter (types, window, outside, offsets) that made the rows.
+    pub filter: String,
+}
+
+impl Revision {
+    /// Exported records over all queues, the rejected one not counted.
+    #[must_use]
+    pub fn exported_total(&self) -> u64 {
+        self.exported.values().sum()
+    }
+
+    /// Whether every leaf is accounted for.
+    #[must_use]
+    pub fn reconciles(&self) -> bool {
+        let skipped: u64 = self.skipped.values().sum();
+        let rejected: u64 = self.rejected.values().sum();
+        self.leaves == self.exported_total() + skipped + rejected
+    }
+}

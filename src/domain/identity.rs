@@ -1,0 +1,14 @@
+//! What a DID document says about an account: its host, its signing key and its claimed handle.
+
+/// An account's identity as of one resolution (AT Protocol, "DID" section "DID Documents").
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `serviceEndpoint` of the PDS, verbatim.
+    pub endpoint: String,
+    /// Host name in lower case, with `:port` unless it is the scheme's own: the name that pace is kept by.
+    pub host: String,
+    /// Signing key as `did:key:...` (Multikey form, whatever the document used).
+    pub key: String,
+    /// First `at://` name of `alsoKnownAs` without the scheme: a claim, not verified.
+    pub handle: Option<String>,
+}

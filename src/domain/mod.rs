@@ -1,0 +1,6 @@
+//! Pure decisions about DIDs, accounts and failures: no runtime, no disk, no network.
+
+pub mod account;
+pub mod did;
+pub mod identity;
+pub mod verdict;

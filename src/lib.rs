@@ -1,0 +1,14 @@
+//! skyfill backfills Bluesky (AT Protocol) accounts: it finds each account's server, downloads its repository, proves that
+//! it is complete and authentic, and puts its records, by type, into queues. `README.md` maps the source tree.
+
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+
+pub mod actor;
+pub mod clock;
+pub mod crash_point;
+pub mod domain;
+pub mod limits;
+pub mod repo;
+pub mod seed;
+pub mod stages;
+pub mod telemetry;

@@ -1,0 +1,52 @@
+//! Compiled bounds, each with its unit in its name and its reason beside it. What an operator may change is in
+//! `config::settings`; what is here follows from the protocol or from the design.
+
+/// A record's block above this is `too_large` (PROTOCOL: record 1,000,000 bytes).
+pub const RECORD_BYTES_MAX: usize = 1_000_000;
+
+/// A CAR section above this is hashed as it streams by and never held: twice the record limit, so that every record that
+/// could be exported and every MST node of the reference implementation is held.
+pub const SECTION_HELD_BYTES_MAX: u64 = 2 << 20;
+
+/// Nesting of CBOR values (PROTOCOL section 5).
+pub const CBOR_DEPTH_MAX: usize = 32;
+
+/// Entries of one CBOR array or map (PROTOCOL section 5).
+pub const CBOR_CONTAINER_ENTRIES_MAX: u64 = 131_072;
+
+/// Bytes of an MST key `<nsid>/<rkey>` (PROTOCOL section 5).
+pub const MST_KEY_BYTES_MAX: usize = 1_024;
+
+/// Levels of an MST: a SHA-256 has 256 bits, a level is two of them.
+pub const MST_DEPTH_MAX: usize = 128;
+
+/// Bytes of a DID (PROTOCOL section 5).
+pub const DID_BYTES_MAX: usize = 2_048;
+
+/// Bytes of an NSID (PROTOCOL section 5).
+pub const NSID_BYTES_MAX: usize = 317;
+
+/// Bytes of a DID document; real ones are about 1 KB.
+pub const DOCUMENT_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of an error body that are read to find its name and message.
+pub const ERROR_BODY_BYTES_MAX: usize = 16 << 10;
+
+/// Bytes of one row chunk between parser and exporter, unless a single row is larger (a record of 1 MB of control
+/// characters becomes a row of 7 MB).
+pub const ROW_CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes of one queue item's payload, unless a single row is larger (DESIGN section 7).
+pub const ITEM_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of rows up to which an account is appended whole to the open group segment (DESIGN section 5).
+pub const GROUP_BYTES_MAX: u64 = 8 << 20;
+
+/// An open group segment is sealed when it is this old, so that small accounts are not kept waiting.
+pub const GROUP_SEAL_MILLISECONDS: u64 = 200;
+
+/// Attempts of a DID that crashes its worker before it is parked as `crash_loop`; likewise process deaths.
+pub const CRASHES_MAX: u32 = 3;
+
+/// Records between two looks at the cancel flag while a repository is walked.
+pub const CANCEL_CHECK_RECORDS: u64 = 1_024;

@@ -1,0 +1,3 @@
+//! The `skyfill` binary.
+
+fn main() {}

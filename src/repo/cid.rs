@@ -1,0 +1,96 @@
+//! CIDs of the repository: version 1, SHA-256, codec dag-cbor or raw (AT Protocol, "Data Model" section "link and CID").
+
+/// Bytes of a binary CID of this form: version, codec, hash function, hash length, hash.
+pub const CID_BYTES: usize = 36;
+
+/// RFC 4648 base32, lower case.
+const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+/// What kind of block a CID names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// 0x71: commit, MST node or record.
+    DagCbor,
+    /// 0x55: blob.
+    Raw,
+}
+
+/// A CIDv1 with a SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cid {
+    /// What kind of block it names.
+    pub codec: Codec,
+    /// SHA-256 of the block.
+    pub digest: [u8; 32],
+}
+
+impl Cid {
+    /// Reads a binary CID of exactly this form; `None` for every other.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (head, digest) = bytes.split_at_checked(4)?;
+        let codec = match head {
+            [1, 0x71, 0x12, 0x20] => Codec::DagCbor,
+            [1, 0x55, 0x12, 0x20] => Codec::Raw,
+            _ => return None,
+        };
+        Some(Self { codec, digest: digest.try_into().ok()? })
+    }
+
+    /// The binary form.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; CID_BYTES] {
+        let mut bytes = [0; CID_BYTES];
+        let codec = if self.codec == Codec::DagCbor { 0x71 } else { 0x55 };
+        bytes[..4].copy_from_slice(&[1, codec, 0x12, 0x20]);
+        bytes[4..].copy_from_slice(&self.digest);
+        bytes
+    }
+
+    /// Appends the text form (`bafyrei...`) to `out`.
+    pub fn write_text(self, out: &mut Vec<u8>) {
+        write_text(&self.to_bytes(), out);
+    }
+}
+
+impl std::fmt::Display for Cid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = Vec::with_capacity(59);
+        self.write_text(&mut text);
+        f.write_str(&String::from_utf8_lossy(&text))
+    }
+}
+
+/// Appends any binary CID as multibase base32 (`b...`, RFC 4648 lower case without padding) to `out`.
+pub fn write_text(cid: &[u8], out: &mut Vec<u8>) {
+    out.push(b'b');
+    let (mut bits, mut held) = (0_u32, 0_u32);
+    for byte in cid {
+        bits = (bits << 8) | u32::from(*byte);
+        held += 8;
+        while held >= 5 {
+            held -= 5;
+            out.push(BASE32[(bits >> held) as usize & 31]);
+        }
+        bits &= (1 << held) - 1;
+    }
+    if held > 0 {
+        out.push(BASE32[(bits << (5 - held)) as usize & 31]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_agrees_with_the_reference_crate() {
+        for codec in [Codec::DagCbor, Codec::Raw] {
+            let ours = Cid { codec, digest: std::array::from_fn(|i| (i * 37) as u8) };
+            let theirs = cid::Cid::try_from(ours.to_bytes().as_slice()).unwrap();
+            assert_eq!(ours.to_string(), theirs.to_string());
+            assert_eq!(Cid::from_bytes(&ours.to_bytes()), Some(ours));
+        }
+        assert_eq!(Cid::from_bytes(&[1, 0x71, 0x12, 0x20]), None);
+    }
+}

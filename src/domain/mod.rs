@@ -2,5 +2,6 @@
 
 pub mod account;
 pub mod did;
+pub mod filter;
 pub mod identity;
 pub mod verdict;

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ractor::{ActorRef, Message, MessagingErr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// A message with the place it takes in its mailbox.
@@ -83,6 +84,26 @@ impl<M: Send + 'static> Mailbox<M> {
         deliver: impl Fn(Envelope<M>) -> Result<(), Envelope<M>> + Send + Sync + 'static,
     ) {
         self.inner.bound.send_replace(Some(Arc::new(deliver)));
+    }
+
+    /// Binds the mailbox to a ractor actor that takes envelopes as its messages.
+    pub fn bind_actor(&self, actor: ActorRef<Envelope<M>>) {
+        self.bind_with(actor, |envelope| envelope, Some);
+    }
+
+    /// Binds the mailbox to a ractor actor whose messages wrap envelopes; `unwrap` undoes `wrap`.
+    pub fn bind_with<A: Message>(
+        &self,
+        actor: ActorRef<A>,
+        wrap: impl Fn(Envelope<M>) -> A + Send + Sync + 'static,
+        unwrap: impl Fn(A) -> Option<Envelope<M>> + Send + Sync + 'static,
+    ) {
+        self.bind(move |envelope| match actor.send_message(wrap(envelope)) {
+            Ok(()) => Ok(()),
+            Err(MessagingErr::SendErr(returned)) => unwrap(returned).map_or(Ok(()), Err),
+            // The other errors say that nothing was accepted and keep the message: it is dropped, and its ticket tells.
+            Err(_) => Ok(()),
+        });
     }
 
     /// Waits for a place, then delivers; waits on while the actor is being restarted.

@@ -10,5 +10,5 @@ pub mod domain;
 pub mod limits;
 pub mod repo;
 pub mod seed;
-pub mod stages;
+//STAGES pub mod stages;
 pub mod telemetry;

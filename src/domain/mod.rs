@@ -4,4 +4,7 @@ pub mod account;
 pub mod did;
 pub mod filter;
 pub mod identity;
+pub mod nsid;
+pub mod rkey;
+pub mod tid;
 pub mod verdict;

@@ -1,0 +1,62 @@
+//! Commits: the signed root of a repository (AT Protocol, "Repository" section "Commit Objects").
+//!
+//! The signature is over the DAG-CBOR of the commit without `sig`. Fields that skyfill does not know are kept for that.
+
+use ipld_core::ipld::Ipld;
+
+use crate::domain::tid::is_tid;
+use crate::repo::cid::Cid;
+use crate::repo::error::RepoError;
+use crate::repo::key::PublicKey;
+
+/// The only repository version of the network.
+const VERSION: i128 = 3;
+
+/// A commit whose DID and signature have been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The commit block's own CID.
+    pub cid: Cid,
+    /// Whose repository it is.
+    pub did: String,
+    /// Its revision, a TID.
+    pub rev: String,
+    /// Root of the MST.
+    pub data: Cid,
+}
+
+/// Reads the commit in `block` and checks that it is `did`'s, signed by `key`.
+///
+/// # Errors
+/// [`RepoError::Tree`] for a malformed commit, [`RepoError::DidMismatch`], [`RepoError::Signature`].
+pub fn prove(cid: Cid, block: &[u8], did: &str, key: &PublicKey) -> Result<Commit, RepoError> {
+    let malformed = |what: &str| RepoError::tree(format!("the commit {what}"));
+    let parsed: Ipld = serde_ipld_dagcbor::from_slice(block)
+        .map_err(|error| malformed(&format!("is not DAG-CBOR: {error}")))?;
+    let Ipld::Map(mut fields) = parsed else { return Err(malformed("is not a map")) };
+    let Some(Ipld::Bytes(signature)) = fields.remove("sig") else {
+        return Err(malformed("has no signature"));
+    };
+    match fields.get("version") {
+        Some(Ipld::Integer(VERSION)) => {}
+        _ => return Err(malformed("is not of version 3")),
+    }
+    let Some(Ipld::String(found)) = fields.get("did") else { return Err(malformed("has no did")) };
+    if found != did {
+        let (expected, found) = (did.to_owned(), crate::domain::did::cleaned(found));
+        return Err(RepoError::DidMismatch { expected, found });
+    }
+    let rev = match fields.get("rev") {
+        Some(Ipld::String(rev)) if is_tid(rev) => rev.clone(),
+        _ => return Err(malformed("has no rev that is a TID")),
+    };
+    let data = match fields.get("data") {
+        Some(Ipld::Link(link)) => Cid::from_bytes(&link.to_bytes()),
+        _ => None,
+    };
+    let data = data.ok_or_else(|| malformed("has no data link"))?;
+    let unsigned = serde_ipld_dagcbor::to_vec(&Ipld::Map(fields))
+        .map_err(|error| malformed(&format!("cannot be encoded: {error}")))?;
+    key.verify(&unsigned, &signature).map_err(RepoError::Signature)?;
+    Ok(Commit { cid, did: did.to_owned(), rev, data })
+}

@@ -1,0 +1,188 @@
+//! MST nodes: one node's keys and links, with every rule that a node alone can show (AT Protocol, "MST Structure").
+//!
+//! Node: `{l: link or null, e: [{p, k, v, t: link or null}]}`. An entry's key is the first `p` bytes of the key before it in
+//! the node and the bytes `k`; `p` is as large as it can be, and 0 for the first. All keys of a node have the node's depth:
+//! half the leading zero bits of their SHA-256. A key is `<nsid>/<rkey>`, ASCII, at most 1,024 bytes.
+
+use sha2::{Digest, Sha256};
+
+use crate::domain::nsid::is_nsid;
+use crate::domain::rkey::is_rkey;
+use crate::limits::MST_KEY_BYTES_MAX;
+use crate::repo::cbor::{CborError, Item, Reader};
+use crate::repo::cid::Cid;
+use crate::repo::error::RepoError;
+
+/// A decoded node. Keys lie one after another in one buffer.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// Subtree before the first entry.
+    pub left: Option<Cid>,
+    /// Entries in order.
+    pub entries: Vec<Entry>,
+    keys: Vec<u8>,
+}
+
+/// One entry of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    key_start: usize,
+    key_end: usize,
+    /// The record.
+    pub value: Cid,
+    /// Subtree after this entry.
+    pub right: Option<Cid>,
+}
+
+impl Node {
+    /// Decodes a node.
+    ///
+    /// # Errors
+    /// [`RepoError::Tree`] says which rule is broken.
+    pub fn read(block: &[u8]) -> Result<Self, RepoError> {
+        let mut reader = Reader::new(block);
+        let Item::Map(2) = reader.read().map_err(not_cbor)? else { return Err(not_a_node()) };
+        let (mut node, mut seen) = (Self::default(), (false, false));
+        for _ in 0..2 {
+            match reader.read().map_err(not_cbor)? {
+                Item::Text("l") if !seen.0 => {
+                    node.left = link_or_null(&mut reader)?;
+                    seen.0 = true;
+                }
+                Item::Text("e") if !seen.1 => {
+                    node.read_entries(&mut reader)?;
+                    seen.1 = true;
+                }
+                _ => return Err(not_a_node()),
+            }
+        }
+        if !reader.is_at_end() {
+            return Err(RepoError::tree("a node with bytes after it"));
+        }
+        Ok(node)
+    }
+
+    fn read_entries(&mut self, reader: &mut Reader<'_>) -> Result<(), RepoError> {
+        let Item::Array(count) = reader.read().map_err(not_cbor)? else { return Err(not_a_node()) };
+        for _ in 0..count {
+            self.read_entry(reader)?;
+        }
+        Ok(())
+    }
+
+    fn read_entry(&mut self, reader: &mut Reader<'_>) -> Result<(), RepoError> {
+        let Item::Map(4) = reader.read().map_err(not_cbor)? else { return Err(not_a_node()) };
+        let (mut prefix, mut suffix, mut value, mut right) = (None, None, None, None);
+        for _ in 0..4 {
+            let Item::Text(field) = reader.read().map_err(not_cbor)? else {
+                return Err(not_a_node());
+            };
+            match field {
+                "p" => match reader.read().map_err(not_cbor)? {
+                    Item::Unsigned(bytes) => prefix = Some(bytes),
+                    _ => return Err(not_a_node()),
+                },
+                "k" => match reader.read().map_err(not_cbor)? {
+                    Item::Bytes(bytes) => suffix = Some(bytes),
+                    _ => return Err(not_a_node()),
+                },
+                "v" => value = link_or_null(reader)?,
+                "t" => right = Some(link_or_null(reader)?),
+                _ => return Err(not_a_node()),
+            }
+        }
+        match (prefix, suffix, value, right) {
+            (Some(prefix), Some(suffix), Some(value), Some(right)) => {
+                let (key_start, key_end) = self.push_key(prefix, suffix)?;
+                self.entries.push(Entry { key_start, key_end, value, right });
+                Ok(())
+            }
+            _ => Err(not_a_node()),
+        }
+    }
+
+    /// Appends a key from its prefix length and suffix.
+    fn push_key(&mut self, prefix: u64, suffix: &[u8]) -> Result<(usize, usize), RepoError> {
+        let (start, end) =
+            self.entries.last().map_or((0, 0), |last| (last.key_start, last.key_end));
+        let prefix = usize::try_from(prefix).unwrap_or(usize::MAX);
+        let is_maximal =
+            suffix.first() != self.keys.get(start..end).and_then(|key| key.get(prefix));
+        if prefix > end - start || !is_maximal {
+            return Err(RepoError::tree("a key whose prefix length is wrong"));
+        }
+        if prefix + suffix.len() > MST_KEY_BYTES_MAX {
+            return Err(RepoError::tree("a key of more than 1,024 bytes"));
+        }
+        let key_start = self.keys.len();
+        self.keys.extend_from_within(start..start + prefix);
+        self.keys.extend_from_slice(suffix);
+        Ok((key_start, self.keys.len()))
+    }
+
+    /// Bytes of an entry's key.
+    #[must_use]
+    pub fn key(&self, entry: &Entry) -> &[u8] {
+        &self.keys[entry.key_start..entry.key_end]
+    }
+
+    /// The depth that all keys share; `None` without entries.
+    ///
+    /// # Errors
+    /// [`RepoError::Tree`] if they differ.
+    pub fn depth(&self) -> Result<Option<u32>, RepoError> {
+        let mut depth = None;
+        for entry in &self.entries {
+            let this = key_depth(self.key(entry));
+            if depth.is_some_and(|depth| depth != this) {
+                return Err(RepoError::tree("keys of different depth in one node"));
+            }
+            depth = Some(this);
+        }
+        Ok(depth)
+    }
+}
+
+/// Depth of a key: leading zero bits of its SHA-256, two a level.
+#[must_use]
+pub fn key_depth(key: &[u8]) -> u32 {
+    let mut zeros = 0;
+    for byte in Sha256::digest(key) {
+        zeros += byte.leading_zeros();
+        if byte != 0 {
+            break;
+        }
+    }
+    zeros / 2
+}
+
+/// The key as text, if it is `<nsid>/<rkey>`. `known` is the end of a collection that has been checked already.
+///
+/// # Errors
+/// [`RepoError::Tree`] for anything else.
+pub fn checked_key<'k>(key: &'k [u8], known_collection: &str) -> Result<&'k str, RepoError> {
+    let wrong = || RepoError::tree("a key that is no collection and record key");
+    let text = std::str::from_utf8(key).map_err(|_| wrong())?;
+    let (collection, rkey) = text.split_once('/').ok_or_else(wrong)?;
+    let is_valid = (collection == known_collection || is_nsid(collection)) && is_rkey(rkey);
+    if is_valid { Ok(text) } else { Err(wrong()) }
+}
+
+fn link_or_null(reader: &mut Reader<'_>) -> Result<Option<Cid>, RepoError> {
+    match reader.read().map_err(not_cbor)? {
+        Item::Null => Ok(None),
+        Item::Link(bytes) => match Cid::from_bytes(bytes) {
+            Some(cid) => Ok(Some(cid)),
+            None => Err(RepoError::tree("a link that is not version 1 with SHA-256")),
+        },
+        _ => Err(not_a_node()),
+    }
+}
+
+fn not_cbor(error: CborError) -> RepoError {
+    RepoError::tree(format!("a node that is not DAG-CBOR: {error}"))
+}
+
+fn not_a_node() -> RepoError {
+    RepoError::tree("a block that is not an MST node")
+}

@@ -1,0 +1,229 @@
+//! The walk: a proven repository as a stream of records in key order.
+//!
+//! ```text
+//!  open:  index the blocks -> commit block present -> commit names the DID, signature good
+//!  walk:  root node at the depth of its keys -> each child exactly one depth below -> keys ascend over the whole tree
+//!         -> every record's block present        end of the walk = the repository is complete
+//! ```
+//! Any block order, duplicates and unlinked blocks are fine. Depth shrinks with each step down, so there is no cycle and
+//! no recursion: the stack has at most `limits::MST_DEPTH_MAX` nodes. A node is decoded whole and its children are looked
+//! up together before any of them is used, so that the cache misses of the look-ups overlap.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::domain::did::Did;
+use crate::limits::{CANCEL_CHECK_RECORDS, MST_DEPTH_MAX, RECORD_BYTES_MAX};
+use crate::repo::Source;
+use crate::repo::blocks::{Blocks, Section};
+use crate::repo::car::Framed;
+use crate::repo::cid::{Cid, Codec};
+use crate::repo::commit::{self, Commit};
+use crate::repo::error::RepoError;
+use crate::repo::key::PublicKey;
+use crate::repo::mst::{Node, checked_key};
+
+pub use crate::repo::blocks::index_bytes;
+
+/// Who the repository must belong to.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The DID that was asked for.
+    pub did: &'a Did,
+    /// Its signing key as `did:key:...`.
+    pub key: &'a str,
+}
+
+/// A leaf of the tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaf<'w> {
+    /// `<collection>/<rkey>`.
+    pub key: &'w str,
+    /// CID of the record.
+    pub cid: Cid,
+    /// Its block.
+    pub block: LeafBlock<'w>,
+}
+
+/// A record's block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeafBlock<'w> {
+    /// Its bytes.
+    Held(&'w [u8]),
+    /// It has this many bytes, more than `limits::RECORD_BYTES_MAX`.
+    TooLarge(u64),
+}
+
+/// A walk under way.
+pub struct Walk<'s> {
+    blocks: Blocks<'s>,
+    commit: Commit,
+    stack: Vec<Frame>,
+    last_key: Vec<u8>,
+    leaves: u64,
+    cancel: &'s AtomicBool,
+}
+
+/// A node whose children have been found.
+struct Frame {
+    node: Node,
+    depth: u32,
+    left: Option<Section>,
+    /// For each entry, its record and the subtree after it.
+    found: Vec<(Section, Option<Section>)>,
+    /// 0: left subtree; then for entry `i` 2i+1: its record, 2i+2: the subtree after it.
+    step: usize,
+}
+
+impl<'s> Walk<'s> {
+    /// Indexes the blocks and proves the commit.
+    ///
+    /// # Errors
+    /// [`RepoError`]: what is wrong with the repository; [`RepoError::Missing`] without the commit's block.
+    pub fn open(
+        source: &'s dyn Source,
+        framed: &Framed,
+        expected: &Expected<'_>,
+        cancel: &'s AtomicBool,
+    ) -> Result<Self, RepoError> {
+        let mut blocks = Blocks::index(source, framed)?;
+        let key = PublicKey::from_did_key(expected.key)
+            .ok_or(RepoError::Signature("the DID document's key is unusable"))?;
+        if framed.root.codec != Codec::DagCbor {
+            return Err(RepoError::tree("a root that is no commit"));
+        }
+        let section = find(&mut blocks, &framed.root, "the commit")?;
+        let block =
+            blocks.read(section)?.ok_or_else(|| RepoError::tree("a commit of over 2 MiB"))?;
+        let commit = commit::prove(framed.root, block, expected.did.as_str(), &key)?;
+        let (stack, last_key) = (Vec::new(), Vec::new());
+        let mut walk = Self { blocks, commit, stack, last_key, leaves: 0, cancel };
+        let root = find(&mut walk.blocks, &walk.commit.data, "the root node")?;
+        walk.descend(walk.commit.data, root, None)?;
+        Ok(walk)
+    }
+
+    /// The proven commit.
+    #[must_use]
+    pub fn commit(&self) -> &Commit {
+        &self.commit
+    }
+
+    /// Leaves handed out so far.
+    #[must_use]
+    pub fn leaves(&self) -> u64 {
+        self.leaves
+    }
+
+    /// The next record, or `None` at the proven end.
+    ///
+    /// # Errors
+    /// [`RepoError`]: what is wrong with the tree; the repository is then not proven.
+    pub fn next_leaf(&mut self) -> Result<Option<Leaf<'_>>, RepoError> {
+        loop {
+            let Some(frame) = self.stack.last_mut() else { return Ok(None) };
+            let step = frame.step;
+            frame.step += 1;
+            let index = step.wrapping_sub(1) / 2;
+            let child = match step {
+                0 => frame.node.left.zip(frame.left),
+                _ if index >= frame.node.entries.len() => {
+                    self.stack.pop();
+                    continue;
+                }
+                _ if step % 2 == 1 => return self.leaf(index).map(Some),
+                _ => frame.node.entries[index].right.zip(frame.found[index].1),
+            };
+            let depth = frame.depth;
+            if let Some((cid, section)) = child {
+                self.descend(cid, section, Some(depth))?;
+            }
+        }
+    }
+
+    fn leaf(&mut self, index: usize) -> Result<Leaf<'_>, RepoError> {
+        if self.leaves.is_multiple_of(CANCEL_CHECK_RECORDS) && self.cancel.load(Ordering::Acquire) {
+            return Err(RepoError::Cancelled);
+        }
+        let Some(frame) = self.stack.last() else {
+            return Err(RepoError::tree("a leaf outside a node"));
+        };
+        let entry = &frame.node.entries[index];
+        let key = frame.node.key(entry);
+        if self.leaves > 0 && self.last_key.as_slice() >= key {
+            return Err(RepoError::tree("keys out of order"));
+        }
+        let end = self.last_key.iter().position(|byte| *byte == b'/').unwrap_or(0);
+        let known = std::str::from_utf8(&self.last_key[..end]).unwrap_or_default();
+        checked_key(key, known)?;
+        self.last_key.clear();
+        self.last_key.extend_from_slice(key);
+        self.leaves += 1;
+        let section = frame.found[index].0;
+        let block = if section.bytes > RECORD_BYTES_MAX as u64 {
+            LeafBlock::TooLarge(section.bytes)
+        } else {
+            match self.blocks.read(section)? {
+                Some(bytes) => LeafBlock::Held(bytes),
+                None => LeafBlock::TooLarge(section.bytes),
+            }
+        };
+        let key = std::str::from_utf8(&self.last_key).unwrap_or_default();
+        Ok(Leaf { key, cid: entry.value, block })
+    }
+
+    /// Decodes a node, checks it against its parent's depth and finds all its children.
+    fn descend(&mut self, cid: Cid, section: Section, above: Option<u32>) -> Result<(), RepoError> {
+        if self.cancel.load(Ordering::Acquire) {
+            return Err(RepoError::Cancelled);
+        }
+        if self.stack.len() >= MST_DEPTH_MAX {
+            return Err(RepoError::tree("deeper than a SHA-256 allows"));
+        }
+        if cid.codec != Codec::DagCbor {
+            return Err(RepoError::tree("a node that is no DAG-CBOR block"));
+        }
+        let block = self.blocks.read(section)?;
+        let node = Node::read(block.ok_or_else(|| RepoError::tree("a node of over 2 MiB"))?)?;
+        let depth = checked_depth(&node, above)?;
+        let left = match &node.left {
+            Some(cid) => Some(find(&mut self.blocks, cid, "the node")?),
+            None => None,
+        };
+        let mut found = Vec::with_capacity(node.entries.len());
+        for entry in &node.entries {
+            let record = find(&mut self.blocks, &entry.value, "the record")?;
+            let right = match &entry.right {
+                Some(cid) => Some(find(&mut self.blocks, cid, "the node")?),
+                None => None,
+            };
+            found.push((record, right));
+        }
+        self.stack.push(Frame { node, depth, left, found, step: 0 });
+        Ok(())
+    }
+}
+
+/// The depth of a node: its keys' for the root, else exactly one below its parent's.
+fn checked_depth(node: &Node, above: Option<u32>) -> Result<u32, RepoError> {
+    let own = node.depth()?;
+    let depth = match (above, own) {
+        (None, Some(own)) => own,
+        (None, None) if node.left.is_none() => 0,
+        (None, None) => return Err(RepoError::tree("a root without keys above a tree")),
+        (Some(0), _) => return Err(RepoError::tree("a node below the lowest depth")),
+        (Some(_), None) if node.left.is_none() => return Err(RepoError::tree("an empty node")),
+        (Some(above), own) if own.is_some_and(|own| own != above - 1) => {
+            return Err(RepoError::tree("a key at the wrong depth"));
+        }
+        (Some(above), _) => above - 1,
+    };
+    let has_child = node.left.is_some() || node.entries.iter().any(|entry| entry.right.is_some());
+    if depth == 0 && has_child {
+        return Err(RepoError::tree("a node below the lowest depth"));
+    }
+    Ok(depth)
+}
+
+fn find(blocks: &mut Blocks<'_>, cid: &Cid, what: &'static str) -> Result<Section, RepoError> {
+    blocks.find(cid)?.ok_or(RepoError::Missing { what, cid: *cid })
+}

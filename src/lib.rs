@@ -12,3 +12,4 @@ pub mod repo;
 pub mod seed;
 //STAGES pub mod stages;
 pub mod telemetry;
+pub mod transform;

@@ -8,3 +8,4 @@ pub mod nsid;
 pub mod rkey;
 pub mod tid;
 pub mod verdict;
+pub mod window;

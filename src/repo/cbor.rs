@@ -5,6 +5,10 @@
 //! true, false and null, NaN and infinity, bad UTF-8 (TRANSFORM, "Which records", 3; DAG-CBOR specification).
 //! Lengths are never trusted: nothing is allocated by a claim, and a claim beyond the end is [`CborError::Truncated`].
 
+use std::ops::Range;
+
+use crate::limits::CBOR_DEPTH_MAX;
+
 /// One item; containers give their entry count, their entries follow as items.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Item<'a> {
@@ -58,11 +62,8 @@ pub enum CborError {
     #[error("duplicate map key")]
     DuplicateKey,
     /// Nested deeper than `limits::CBOR_DEPTH_MAX`.
-    #[error("nested deeper than 32")]
+    #[error("nested deeper than 64")]
     Depth,
-    /// More entries than `limits::CBOR_CONTAINER_ENTRIES_MAX`.
-    #[error("container of more than 131,072 entries")]
-    Entries,
     /// Bytes after the value.
     #[error("bytes after the value")]
     Trailing,
@@ -117,6 +118,23 @@ impl<'a> Reader<'a> {
             5 => Item::Map(argument),
             _ => self.link(argument)?,
         })
+    }
+
+    /// Passes over the next value with all that it contains. For values that [`validate`] has accepted.
+    ///
+    /// # Errors
+    /// [`CborError`] for the same reasons as [`Reader::read`].
+    pub fn skip(&mut self) -> Result<(), CborError> {
+        let mut pending = 1_u64;
+        while pending > 0 {
+            pending -= 1;
+            pending = match self.read()? {
+                Item::Array(entries) => pending.saturating_add(entries),
+                Item::Map(pairs) => pending.saturating_add(pairs.saturating_mul(2)),
+                _ => pending,
+            };
+        }
+        Ok(())
     }
 
     fn argument(&mut self, info: u8) -> Result<u64, CborError> {
@@ -175,6 +193,105 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A container whose entries are being read.
+#[derive(Clone, Copy)]
+struct Open<'a> {
+    /// Items left; two for each pair of a map, so that an even number means a key is next.
+    left: u64,
+    is_map: bool,
+    /// Keys have ascended so far (shorter first, then by bytes), so that none can be there twice.
+    is_sorted: bool,
+    last_key: Option<&'a str>,
+    /// Offset of the first entry, and how many pairs there are.
+    start: usize,
+    pairs: u64,
+}
+
+/// Validates the one value that `bytes` must be, and tells `entry` key and byte range of each value of its outermost map.
+/// Gives whether it is a map.
+///
+/// # Errors
+/// [`CborError`]: the first thing that records may not contain.
+pub fn validate<'a>(
+    bytes: &'a [u8],
+    mut entry: impl FnMut(&'a str, Range<usize>),
+) -> Result<bool, CborError> {
+    let mut reader = Reader::new(bytes);
+    let mut stack: Vec<Open<'a>> = Vec::with_capacity(8);
+    let (mut outer_key, mut outer_start, mut is_map) = ("", 0, false);
+    loop {
+        let start = reader.position();
+        let item = reader.read()?;
+        if let Some(open) = stack.last_mut()
+            && open.is_map
+            && open.left.is_multiple_of(2)
+        {
+            let Item::Text(key) = item else { return Err(CborError::Key) };
+            open.note_key(key);
+            open.left -= 1;
+            if stack.len() == 1 {
+                (outer_key, outer_start) = (key, reader.position());
+            }
+            continue;
+        }
+        let opened = match item {
+            Item::Array(entries) => Some((false, entries, entries)),
+            Item::Map(pairs) => Some((true, pairs, pairs.saturating_mul(2))),
+            _ => None,
+        };
+        if let Some((is_map_here, pairs, left)) = opened {
+            if stack.len() >= CBOR_DEPTH_MAX {
+                return Err(CborError::Depth);
+            }
+            is_map |= start == 0 && is_map_here;
+            let (is_sorted, start) = (true, reader.position());
+            stack.push(Open { left, is_map: is_map_here, is_sorted, last_key: None, start, pairs });
+        } else if let Some(open) = stack.last_mut() {
+            open.left -= 1;
+        }
+        if stack.len() == 1 && is_map && opened.is_none() {
+            entry(outer_key, outer_start..reader.position());
+        }
+        // A container that is complete is itself an item of the one around it.
+        while let Some(open) = stack.last().filter(|open| open.left == 0).copied() {
+            if !open.is_sorted && has_duplicate_key(&bytes[open.start..], open.pairs)? {
+                return Err(CborError::DuplicateKey);
+            }
+            stack.pop();
+            if let Some(around) = stack.last_mut() {
+                around.left -= 1;
+            }
+            if stack.len() == 1 && is_map {
+                entry(outer_key, outer_start..reader.position());
+            }
+        }
+        if stack.is_empty() {
+            return if reader.is_at_end() { Ok(is_map) } else { Err(CborError::Trailing) };
+        }
+    }
+}
+
+impl<'a> Open<'a> {
+    fn note_key(&mut self, key: &'a str) {
+        let order = |key: &'a str| (key.len(), key.as_bytes());
+        self.is_sorted &= self.last_key.is_none_or(|last| order(last) < order(key));
+        self.last_key = Some(key);
+    }
+}
+
+/// Whether a map whose entries start at `entries` has a key twice; its own keys only.
+fn has_duplicate_key(entries: &[u8], pairs: u64) -> Result<bool, CborError> {
+    let mut reader = Reader::new(entries);
+    let mut keys = Vec::new();
+    for _ in 0..pairs {
+        let Item::Text(key) = reader.read()? else { return Err(CborError::Key) };
+        keys.push(key);
+        reader.skip()?;
+    }
+    keys.sort_unstable();
+    Ok(keys.windows(2).any(|pair| pair[0] == pair[1]))
+}
+
 /// IEEE 754 half precision (RFC 8949, appendix D).
 fn half_to_f64(half: u16) -> f64 {
     let (exponent, mantissa) = (i32::from(half >> 10 & 0x1f), f64::from(half & 0x3ff));
@@ -203,6 +320,38 @@ mod tests {
         assert_eq!(one(&[0xf9, 0x3e, 0x00]), Ok(Item::Float(1.5)));
         assert_eq!(one(&[0xf9, 0x80, 0x01]), Ok(Item::Float(-(2_f64.powi(-24)))));
         assert_eq!(one(&[0xd8, 42, 0x43, 0, 1, 2]), Ok(Item::Link(&[1, 2])));
+    }
+
+    fn check(bytes: &[u8]) -> Result<bool, CborError> {
+        validate(bytes, |_, _| {})
+    }
+
+    #[test]
+    fn whole_values_are_validated() {
+        let mut seen = Vec::new();
+        let map = [0xa3, 0x61, b'a', 0x82, 1, 2, 0x61, b'b', 0xa0, 0x62, b'c', b'c', 0xf6];
+        assert_eq!(validate(&map, |key, range| seen.push((key.to_owned(), range))), Ok(true));
+        let expected = [("a", 3..6), ("b", 8..9), ("cc", 12..13)];
+        assert!(seen.iter().map(|(key, range)| (key.as_str(), range.clone())).eq(expected));
+        assert_eq!(check(&[0x81, 0xa0]), Ok(false));
+        assert_eq!(check(&[0xa2, 0x61, b'a', 1, 0x61, b'a', 2]), Err(CborError::DuplicateKey));
+        let apart = [0xa3, 0x61, b'b', 1, 0x61, b'a', 1, 0x61, b'b', 2];
+        assert_eq!(check(&apart), Err(CborError::DuplicateKey));
+        assert_eq!(check(&[0xa2, 0x61, b'b', 1, 0x61, b'a', 1]), Ok(true));
+        assert_eq!(check(&[0xa1, 1, 1]), Err(CborError::Key));
+        assert_eq!(check(&[0xa0, 0xa0]), Err(CborError::Trailing));
+        assert_eq!(
+            check(&[0x9b, 255, 255, 255, 255, 255, 255, 255, 255]),
+            Err(CborError::Truncated)
+        );
+        assert_eq!(
+            check(&[0xbb, 255, 255, 255, 255, 255, 255, 255, 255]),
+            Err(CborError::Truncated)
+        );
+        let nested = |depth: usize| [vec![0x81; depth], vec![0xf6]].concat();
+        assert_eq!(check(&nested(CBOR_DEPTH_MAX)), Ok(false));
+        assert_eq!(check(&nested(CBOR_DEPTH_MAX + 1)), Err(CborError::Depth));
+        assert_eq!(check(&vec![0x81; 1_000_000]), Err(CborError::Depth));
     }
 
     #[test]

@@ -1,0 +1,74 @@
+//! Rows of rejected records: where the record is, why it was rejected, and what it holds (TRANSFORM, "Rejected").
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::transform::json::Form;
+use crate::transform::row::{write_nested, write_uri};
+use crate::transform::{Detail, RecordBlock, RecordSource};
+
+/// Bytes of `record` or `raw` in a rejected row; larger ones are null.
+const SHOWN_BYTES_MAX: usize = 1 << 20;
+
+/// Appends the row of a rejected record.
+pub fn write(
+    reason: &str,
+    detail: Detail,
+    is_decodable: bool,
+    source: &RecordSource<'_>,
+    out: &mut Vec<u8>,
+) {
+    let (collection, rkey) = source.key.split_once('/').unwrap_or((source.key, ""));
+    out.extend_from_slice(b"{\"did\":");
+    Form::Nested.write_text(source.did, out);
+    out.extend_from_slice(b",\"collection\":");
+    Form::Nested.write_text(collection, out);
+    out.extend_from_slice(b",\"rkey\":");
+    Form::Nested.write_text(rkey, out);
+    out.push(b',');
+    write_uri(source, out);
+    out.extend_from_slice(b",\"cid\":\"");
+    source.cid.write_text(out);
+    out.extend_from_slice(b"\",\"rev\":");
+    Form::Nested.write_text(source.rev, out);
+    out.extend_from_slice(b",\"reason\":");
+    Form::Nested.write_text(reason, out);
+    out.extend_from_slice(b",\"detail\":");
+    Form::Nested.write_text(&detail.to_string(), out);
+    let held = match source.block {
+        RecordBlock::Held(bytes) => Some(bytes),
+        RecordBlock::TooLarge(_) => None,
+    };
+    out.extend_from_slice(b",\"record\":");
+    let start = out.len();
+    match held.filter(|_| is_decodable) {
+        Some(record) => write_nested(record, out),
+        None => out.extend_from_slice(b"null"),
+    }
+    null_if_too_long(start, out);
+    out.extend_from_slice(b",\"raw\":");
+    let start = out.len();
+    match held.filter(|_| !is_decodable) {
+        Some(record) => Form::Nested.write_text(&STANDARD.encode(record), out),
+        None => out.extend_from_slice(b"null"),
+    }
+    null_if_too_long(start, out);
+    out.push(b'}');
+}
+
+fn null_if_too_long(start: usize, out: &mut Vec<u8>) {
+    if out.len() - start > SHOWN_BYTES_MAX {
+        out.truncate(start);
+        out.extend_from_slice(b"null");
+    }
+}
+
+impl std::fmt::Display for Detail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Cbor(error) => error.fmt(f),
+            Self::Bytes(bytes) => write!(f, "{bytes} bytes, the limit is 1,000,000"),
+        }
+    }
+}

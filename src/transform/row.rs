@@ -1,0 +1,187 @@
+//! Rows of exported records: every field of its kind, in the order that readers know (TRANSFORM, "Fields").
+
+use crate::domain::filter::Kind;
+use crate::domain::window::Stamp;
+use crate::repo::cbor::{Item, Reader};
+use crate::transform::RecordSource;
+use crate::transform::fields::{CidText, Field, Fields, ReplyRef, StrongRef};
+use crate::transform::json::{Form, escape};
+
+/// `$type` of a reference that does not say its own.
+const STRONG_REF: &str = "com.atproto.repo.strongRef";
+/// `$type` of a reply's pair of references that does not say its own.
+const REPLY_REF: &str = "app.bsky.feed.defs#replyRef";
+
+/// Appends the row of one of the six kinds.
+pub fn write(
+    kind: Kind,
+    stamp: &Stamp,
+    fields: &Fields<'_>,
+    source: &RecordSource<'_>,
+    out: &mut Vec<u8>,
+) {
+    match kind {
+        Kind::Post | Kind::Reply => write_post(kind, fields, out),
+        Kind::Like | Kind::Repost | Kind::Follow | Kind::Block => write_edge(kind, fields, out),
+    }
+    out.extend_from_slice(b",\"record_type\":\"");
+    out.extend_from_slice(kind.label().as_bytes());
+    out.extend_from_slice(b"\",\"synctimestamp\":\"");
+    out.extend_from_slice(stamp);
+    out.push(b'"');
+    write_origin(source, out);
+    out.push(b'}');
+}
+
+/// Appends the row of a configured type: the whole record as JSON.
+pub fn write_custom(nsid: &str, record: &[u8], source: &RecordSource<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"record_type\":");
+    Form::Nested.write_text(nsid, out);
+    write_origin(source, out);
+    out.extend_from_slice(b",\"record\":");
+    write_nested(record, out);
+    out.push(b'}');
+}
+
+/// Appends a validated value as nested JSON.
+pub fn write_nested(record: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    if Form::Nested.write_value(record, out).is_err() {
+        out.truncate(start);
+        out.extend_from_slice(b"null");
+    }
+}
+
+/// Appends `did`, `uri`, `cid` and `rev`, each with the comma before it.
+pub fn write_origin(source: &RecordSource<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"did\":\"");
+    escape(source.did, out);
+    out.extend_from_slice(b"\",");
+    write_uri(source, out);
+    out.extend_from_slice(b",\"cid\":\"");
+    source.cid.write_text(out);
+    out.extend_from_slice(b"\",\"rev\":\"");
+    escape(source.rev, out);
+    out.push(b'"');
+}
+
+/// Appends `"uri":"at://DID/collection/rkey"`.
+pub fn write_uri(source: &RecordSource<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\"uri\":\"at://");
+    escape(source.did, out);
+    out.push(b'/');
+    escape(source.key, out);
+    out.push(b'"');
+}
+
+fn write_post(kind: Kind, fields: &Fields<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"py_type\":\"");
+    out.extend_from_slice(kind.nsid().as_bytes());
+    out.extend_from_slice(b"\",\"createdAt\":");
+    Form::Nested.write_text(fields.created_at().unwrap_or_default(), out);
+    out.extend_from_slice(b",\"text\":");
+    Form::Nested.write_text(fields.post_text(), out);
+    write_python(b",\"embed\":", fields.truthy(Field::Embed), out);
+    write_python(b",\"entities\":", fields.truthy(Field::Entities), out);
+    write_python(b",\"facets\":", fields.truthy(Field::Facets), out);
+    out.extend_from_slice(b",\"reply\":");
+    match fields.reply().filter(|_| kind == Kind::Reply) {
+        Some(reply) => write_reply(&reply, out),
+        None => out.extend_from_slice(b"null"),
+    }
+    write_python(b",\"labels\":", fields.truthy(Field::Labels), out);
+    write_joined(b",\"langs\":", fields.truthy(Field::Langs), out);
+    write_joined(b",\"tags\":", fields.truthy(Field::Tags), out);
+}
+
+fn write_edge(kind: Kind, fields: &Fields<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"createdAt\":");
+    Form::Nested.write_text(fields.created_at().unwrap_or_default(), out);
+    out.extend_from_slice(b",\"subject\":");
+    match (fields.subject_ref(), fields.subject_text()) {
+        (Some(subject), _) => {
+            out.push(b'"');
+            write_ref(&subject, out);
+            out.push(b'"');
+        }
+        (None, subject) => Form::Nested.write_text(subject.unwrap_or_default(), out),
+    }
+    out.extend_from_slice(b",\"py_type\":\"");
+    out.extend_from_slice(kind.nsid().as_bytes());
+    out.push(b'"');
+}
+
+/// Appends a field of Python JSON text, or null.
+fn write_python(name: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
+    out.extend_from_slice(name);
+    let Some(value) = value else { return out.extend_from_slice(b"null") };
+    let start = out.len();
+    out.push(b'"');
+    if Form::Python.write_value(value, out).is_err() {
+        out.truncate(start);
+        return out.extend_from_slice(b"null");
+    }
+    out.push(b'"');
+}
+
+/// Appends what Python's `",".join` makes of a value: elements, characters or keys; or null.
+fn write_joined(name: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
+    out.extend_from_slice(name);
+    let Some(value) = value else { return out.extend_from_slice(b"null") };
+    out.push(b'"');
+    let mut reader = Reader::new(value);
+    match reader.read() {
+        Ok(Item::Text(text)) => {
+            for (at, character) in text.char_indices() {
+                write_element(at == 0, &text[at..at + character.len_utf8()], out);
+            }
+        }
+        Ok(Item::Array(entries)) => {
+            for entry in 0..entries {
+                let Ok(Item::Text(element)) = reader.read() else { break };
+                write_element(entry == 0, element, out);
+            }
+        }
+        Ok(Item::Map(pairs)) => {
+            for pair in 0..pairs {
+                let Ok(Item::Text(key)) = reader.read() else { break };
+                write_element(pair == 0, key, out);
+                if reader.skip().is_err() {
+                    break;
+                }
+            }
+        }
+        _ => {}
+    }
+    out.push(b'"');
+}
+
+fn write_element(is_first: bool, element: &str, out: &mut Vec<u8>) {
+    if !is_first {
+        out.push(b',');
+    }
+    escape(element, out);
+}
+
+fn write_reply(reply: &ReplyRef<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\"{\\\"parent\\\": ");
+    write_ref(&reply.parent, out);
+    out.extend_from_slice(b", \\\"root\\\": ");
+    write_ref(&reply.root, out);
+    out.extend_from_slice(b", \\\"py_type\\\": ");
+    Form::Python.write_text(reply.type_name.unwrap_or(REPLY_REF), out);
+    out.extend_from_slice(b"}\"");
+}
+
+fn write_ref(subject: &StrongRef<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\\\"cid\\\": ");
+    match subject.cid {
+        CidText::Text(text) => Form::Python.write_text(text, out),
+        CidText::Link(link) => Form::Python.write_link(link, out),
+    }
+    out.extend_from_slice(b", \\\"uri\\\": ");
+    Form::Python.write_text(subject.uri, out);
+    out.extend_from_slice(b", \\\"py_type\\\": ");
+    Form::Python.write_text(subject.type_name.unwrap_or(STRONG_REF), out);
+    out.push(b'}');
+}

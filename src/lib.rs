@@ -11,5 +11,7 @@ pub mod limits;
 pub mod repo;
 pub mod seed;
 //STAGES pub mod stages;
+pub mod sink;
+pub mod store;
 pub mod telemetry;
 pub mod transform;

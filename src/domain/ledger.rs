@@ -1,0 +1,644 @@
+//! The ledger's rules: what one event makes of one account. Pure: time and chance are passed in.
+//!
+//! ```text
+//!  queued --lease--> resolving --Resolved--> ready --lease--> fetching --Exported--> done
+//!    ^  ^               |                      ^                 |
+//!    |  '-- given back -+---- retry_at --------+-- given back ---+--> parked(reason)
+//!    '--------------------------- Retry (operator) -------------------------'
+//! ```
+//! Invariants: an account has exactly one state; only [`Event::Exported`] makes it done; a decided account (done, parked)
+//! moves only by [`Event::Retry`] or by an export that was sealed before; `attempts` never exceeds the policy's bound. An
+//! event that does not fit the state changes nothing, so that late news about a DID that was taken back is harmless.
+
+use std::time::Duration;
+
+use crate::domain::identity::Identity;
+pub use crate::domain::ledger_event::{Effect, Event};
+use crate::domain::verdict::{Cause, Failure, LastError, Reason};
+use crate::limits::CRASHES_MAX;
+
+/// An account that died alone waits this long, so that kills from outside, however many in a minute, park nobody.
+pub const LONE_WAIT_MS: i64 = 60_000;
+
+/// Characters of evidence kept beside a reason.
+const DETAIL_CHARACTERS_MAX: usize = 200;
+
+/// Two refusals further apart count as this far apart: longer than any wait, so that a clock that jumped, or a stopped
+/// process, uses up no patience.
+const WAIT_STEP_MS_MAX: i64 = 16 * 60_000;
+
+/// The operator's numbers behind the rules (`[retry]` and `identity.cache_ttl`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LedgerPolicy {
+    /// Charged failures that end an account.
+    pub attempts: u32,
+    /// First retry delay; doubles with each attempt.
+    pub base: Duration,
+    /// Longest retry delay.
+    pub max: Duration,
+    /// How long refusals or a silent directory are borne for one account.
+    pub host_patience: Duration,
+    /// How long an identity may be used without asking the directory again.
+    pub cache_ttl: Duration,
+}
+
+impl Default for LedgerPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            base: Duration::from_secs(5),
+            max: Duration::from_secs(15 * 60),
+            host_patience: Duration::from_secs(24 * 3600),
+            cache_ttl: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Time and chance of one application.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Ledger time, milliseconds since 1970.
+    pub now_ms: i64,
+    /// Full jitter's share of the delay, `0.0..1.0`.
+    pub fraction: f64,
+}
+
+/// Where an account stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Waits for a resolution.
+    Queued,
+    /// The resolver has it.
+    Resolving,
+    /// Its host is known; waits for the host's turn.
+    Ready,
+    /// Fetcher, parser or exporter has it, or it is sealed and not applied yet.
+    Fetching,
+    /// Waits until this ledger time (milliseconds).
+    RetryAt(i64),
+    /// Exported.
+    Done,
+    /// Given up for this reason until the operator says otherwise.
+    Parked(Reason),
+}
+
+impl State {
+    /// The public word (DESIGN section 4).
+    #[must_use]
+    pub const fn public(self) -> &'static str {
+        match self {
+            Self::Queued | Self::Ready => "queued",
+            Self::Resolving | Self::Fetching => "active",
+            Self::RetryAt(_) => "retrying",
+            Self::Done => "done",
+            Self::Parked(_) => "parked",
+        }
+    }
+
+    /// Whether nothing is left to do.
+    #[must_use]
+    pub const fn is_decided(self) -> bool {
+        matches!(self, Self::Done | Self::Parked(_))
+    }
+}
+
+/// A verdict that stands only after the directory was asked again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Doubt {
+    /// No verdict is pending.
+    #[default]
+    None,
+    /// This reason was met; the identity must be resolved afresh.
+    Resolve(Reason),
+    /// The identity is fresh; the next such verdict stands.
+    Fetch,
+}
+
+/// What an account has only been getting, one refusal after the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Waiting {
+    /// Neither of the two.
+    #[default]
+    Nothing,
+    /// 429 and nothing else.
+    Refusals,
+    /// No usable answer from the directory.
+    Directory,
+}
+
+/// One account as the rules see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Where it stands.
+    pub state: State,
+    /// Charged failures since the last decision or operator's retry.
+    pub attempts: u32,
+    /// Crashes of its worker since the last decision.
+    pub crashes: u32,
+    /// Deaths of the process while its bytes were in hand, since the last decision.
+    pub process_deaths: u32,
+    /// Those of them while it ran alone.
+    pub lone_deaths: u32,
+    /// Spool or journal had no room for it beside others.
+    pub large: bool,
+    /// Its lease was given for a run alone.
+    pub ran_alone: bool,
+    /// Bytes of its body are in hand.
+    pub body_begun: bool,
+    /// A verdict that waits for a fresh identity.
+    pub doubt: Doubt,
+    /// The only kind of answer it has been getting.
+    pub waiting: Waiting,
+    /// For how long, milliseconds.
+    pub waited_ms: i64,
+    /// When that was last added to, ledger time.
+    pub waited_at_ms: i64,
+    /// Ledger time of its last failure, 0 if none.
+    pub failed_at_ms: i64,
+    /// Newest identity, if it was ever resolved.
+    pub identity: Option<Identity>,
+    /// Ledger time of that resolution.
+    pub resolved_at_ms: i64,
+    /// What went wrong last.
+    pub last_error: Option<LastError>,
+    /// Evidence for it, cleaned, at most 200 characters.
+    pub detail: String,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self {
+            state: State::Queued,
+            attempts: 0,
+            crashes: 0,
+            process_deaths: 0,
+            lone_deaths: 0,
+            large: false,
+            ran_alone: false,
+            body_begun: false,
+            doubt: Doubt::None,
+            waiting: Waiting::Nothing,
+            waited_ms: 0,
+            waited_at_ms: 0,
+            failed_at_ms: 0,
+            identity: None,
+            resolved_at_ms: 0,
+            last_error: None,
+            detail: String::new(),
+        }
+    }
+}
+
+impl Account {
+    /// An account that is parked from the start (a malformed DID).
+    #[must_use]
+    pub fn parked(reason: Reason, detail: &str) -> Self {
+        Self { state: State::Parked(reason), detail: clean(detail), ..Self::default() }
+    }
+
+    /// Whether it may only run while nothing else does.
+    #[must_use]
+    pub fn runs_alone(&self) -> bool {
+        self.large || self.process_deaths >= CRASHES_MAX
+    }
+
+    /// Applies one event.
+    pub fn apply(&mut self, event: Event, policy: &LedgerPolicy, at: Moment) -> Effect {
+        match (self.state, event) {
+            (State::Queued, Event::LeasedToResolve) => self.go(State::Resolving),
+            (State::Ready, Event::LeasedToFetch { alone }) => {
+                self.lease_to_fetch(alone, policy, at)
+            }
+            (State::Resolving, Event::Resolved(identity)) => self.resolved(identity, at),
+            (State::Fetching, Event::BodyBegun) => {
+                self.body_begun = true;
+                Effect::Moved
+            }
+            (state, Event::Exported) if state != State::Done => {
+                self.last_error = None;
+                self.detail.clear();
+                self.decide(State::Done)
+            }
+            (State::Resolving | State::Fetching, Event::Failed { failure, host_was_usable }) => {
+                self.failed(&failure, host_was_usable, policy, at)
+            }
+            (State::Resolving | State::Fetching, Event::Lost { crashed: true }) => {
+                self.crashes += 1;
+                self.detail = "its worker crashed".to_owned();
+                if self.crashes >= CRASHES_MAX {
+                    return self.park(Reason::CrashLoop);
+                }
+                self.charge(Reason::AttemptsExhausted, policy, at)
+            }
+            (State::Resolving | State::Fetching, Event::Lost { .. } | Event::GivenBack) => {
+                self.back()
+            }
+            (State::Fetching, Event::TooLargeForNow) => {
+                self.large = true;
+                self.back()
+            }
+            (State::Resolving | State::Fetching, Event::ProcessDied) => self.process_died(at),
+            (State::RetryAt(_), Event::Due) => self.available(policy, at),
+            (
+                State::Queued | State::Ready | State::RetryAt(_),
+                Event::PatienceEnded { reason, last_error },
+            ) => {
+                self.last_error = last_error.or(self.last_error);
+                self.park(reason)
+            }
+            (State::Parked(reason), Event::Retry) if reason != Reason::DidInvalid => {
+                let identity = self.identity.take();
+                *self = Self { identity, ..Self::default() };
+                Effect::Available
+            }
+            _ => Effect::Nothing,
+        }
+    }
+
+    fn go(&mut self, state: State) -> Effect {
+        self.state = state;
+        Effect::Moved
+    }
+
+    fn lease_to_fetch(&mut self, alone: bool, policy: &LedgerPolicy, at: Moment) -> Effect {
+        if !self.has_usable_identity(policy, at) {
+            self.state = State::Queued;
+            return Effect::Available;
+        }
+        self.body_begun = false;
+        self.ran_alone = alone;
+        self.go(State::Fetching)
+    }
+
+    fn has_usable_identity(&self, policy: &LedgerPolicy, at: Moment) -> bool {
+        let age_ms = at.now_ms.saturating_sub(self.resolved_at_ms);
+        let is_young = age_ms < millis(policy.cache_ttl).max(1_000);
+        self.identity.is_some() && is_young && !matches!(self.doubt, Doubt::Resolve(_))
+    }
+
+    /// A verdict in doubt stands if the directory still names the same host and key; a repository that was invalid is
+    /// fetched once more in any case.
+    fn resolved(&mut self, identity: Identity, at: Moment) -> Effect {
+        let is_same = self
+            .identity
+            .as_ref()
+            .is_some_and(|old| old.host == identity.host && old.key == identity.key);
+        self.identity = Some(identity);
+        self.resolved_at_ms = at.now_ms;
+        if self.waiting == Waiting::Directory {
+            self.stop_waiting();
+        }
+        if let Doubt::Resolve(reason) = self.doubt {
+            if is_same && reason != Reason::RepoInvalid {
+                return self.park(reason);
+            }
+            self.doubt = Doubt::Fetch;
+        }
+        self.state = State::Ready;
+        Effect::Available
+    }
+
+    fn failed(
+        &mut self,
+        failure: &Failure,
+        host_was_usable: bool,
+        policy: &LedgerPolicy,
+        at: Moment,
+    ) -> Effect {
+        self.last_error = failure.last_error;
+        self.detail = clean(&failure.detail);
+        self.failed_at_ms = at.now_ms;
+        let waiting = match failure.cause {
+            Cause::RateLimited => Waiting::Refusals,
+            Cause::Directory => Waiting::Directory,
+            _ => Waiting::Nothing,
+        };
+        self.count_waiting(waiting, at);
+        let is_patience_over = self.waited_ms >= millis(policy.host_patience);
+        match failure.cause {
+            Cause::Terminal(reason) => self.park(reason),
+            Cause::Repository(reason) => self.doubted(reason),
+            Cause::Invalid => self.doubted(Reason::RepoInvalid),
+            Cause::Stale => self.charge(Reason::RepoStale, policy, at),
+            Cause::Transient => self.charge(Reason::AttemptsExhausted, policy, at),
+            Cause::RateLimited if is_patience_over => self.park(Reason::AttemptsExhausted),
+            Cause::RateLimited => self.back(),
+            Cause::Directory if is_patience_over => self.park(Reason::DirectoryUnavailable),
+            Cause::HostFault if host_was_usable => {
+                self.charge(Reason::AttemptsExhausted, policy, at)
+            }
+            Cause::HostFault | Cause::Directory => self.wait_for_retry(policy, at),
+        }
+    }
+
+    fn doubted(&mut self, reason: Reason) -> Effect {
+        if self.doubt == Doubt::Fetch || self.state == State::Resolving {
+            return self.park(reason);
+        }
+        self.doubt = Doubt::Resolve(reason);
+        self.body_begun = false;
+        self.state = State::Queued;
+        Effect::Available
+    }
+
+    fn charge(&mut self, reason: Reason, policy: &LedgerPolicy, at: Moment) -> Effect {
+        self.attempts += 1;
+        if self.attempts >= policy.attempts {
+            return self.park(reason);
+        }
+        self.wait_for_retry(policy, at)
+    }
+
+    /// `base` doubling with each attempt up to `max`, with full jitter.
+    fn wait_for_retry(&mut self, policy: &LedgerPolicy, at: Moment) -> Effect {
+        let doublings = self.attempts.saturating_sub(1).min(20);
+        let bound = policy.base.saturating_mul(1 << doublings).min(policy.max);
+        self.retry_at(at.now_ms.saturating_add(millis(bound.mul_f64(at.fraction.clamp(0.0, 1.0)))))
+    }
+
+    fn retry_at(&mut self, at_ms: i64) -> Effect {
+        self.body_begun = false;
+        self.state = State::RetryAt(at_ms);
+        Effect::WakeAt(at_ms)
+    }
+
+    /// Back to where its lease came from, uncharged.
+    fn back(&mut self) -> Effect {
+        self.body_begun = false;
+        self.state = if self.state == State::Resolving { State::Queued } else { State::Ready };
+        Effect::Available
+    }
+
+    fn available(&mut self, policy: &LedgerPolicy, at: Moment) -> Effect {
+        self.state =
+            if self.has_usable_identity(policy, at) { State::Ready } else { State::Queued };
+        Effect::Available
+    }
+
+    fn process_died(&mut self, at: Moment) -> Effect {
+        if self.state == State::Resolving || !self.body_begun {
+            return self.back();
+        }
+        let was_suspect = self.process_deaths >= CRASHES_MAX;
+        self.process_deaths += 1;
+        self.detail = "the process died while its bytes were in hand".to_owned();
+        if !(was_suspect && self.ran_alone) {
+            return self.back();
+        }
+        self.lone_deaths += 1;
+        if self.lone_deaths >= CRASHES_MAX {
+            return self.park(Reason::CrashLoop);
+        }
+        self.retry_at(at.now_ms.saturating_add(LONE_WAIT_MS))
+    }
+
+    fn count_waiting(&mut self, waiting: Waiting, at: Moment) {
+        if waiting == Waiting::Nothing || waiting != self.waiting {
+            self.waited_ms = 0;
+        } else {
+            let step = at.now_ms.saturating_sub(self.waited_at_ms).clamp(0, WAIT_STEP_MS_MAX);
+            self.waited_ms = self.waited_ms.saturating_add(step);
+        }
+        self.waiting = waiting;
+        self.waited_at_ms = at.now_ms;
+    }
+
+    fn stop_waiting(&mut self) {
+        (self.waiting, self.waited_ms) = (Waiting::Nothing, 0);
+    }
+
+    fn park(&mut self, reason: Reason) -> Effect {
+        self.decide(State::Parked(reason))
+    }
+
+    /// A decision resets the counts of crashes and deaths; attempts stay as evidence.
+    fn decide(&mut self, state: State) -> Effect {
+        (self.crashes, self.process_deaths, self.lone_deaths) = (0, 0, 0);
+        (self.large, self.ran_alone, self.body_begun) = (false, false, false);
+        self.doubt = Doubt::None;
+        self.stop_waiting();
+        self.state = state;
+        Effect::Decided
+    }
+}
+
+/// Milliseconds of a duration, as ledger time counts.
+#[must_use]
+pub fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn clean(detail: &str) -> String {
+    crate::domain::did::cleaned(detail).chars().take(DETAIL_CHARACTERS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(now_ms: i64) -> Moment {
+        Moment { now_ms, fraction: 0.5 }
+    }
+
+    fn identity(host: &str) -> Identity {
+        Identity {
+            endpoint: format!("https://{host}"),
+            host: host.to_owned(),
+            key: "did:key:z".to_owned(),
+            handle: None,
+        }
+    }
+
+    fn failed(cause: Cause) -> Event {
+        let failure = Failure::new(cause, Some(LastError::Timeout), "evidence");
+        Event::Failed { failure, host_was_usable: false }
+    }
+
+    fn fetching(account: &mut Account, host: &str, now_ms: i64) {
+        let policy = LedgerPolicy::default();
+        account.apply(Event::Due, &policy, at(now_ms));
+        account.apply(Event::LeasedToResolve, &policy, at(now_ms));
+        account.apply(Event::Resolved(identity(host)), &policy, at(now_ms));
+        account.apply(Event::LeasedToFetch { alone: account.runs_alone() }, &policy, at(now_ms));
+        if account.state == State::Queued {
+            // The identity outlived the cache.
+            return fetching(account, host, now_ms);
+        }
+        assert_eq!(account.state, State::Fetching);
+        account.apply(Event::BodyBegun, &policy, at(now_ms));
+    }
+
+    #[test]
+    fn five_charged_failures_end_it_with_growing_delays() {
+        let (policy, mut account) = (LedgerPolicy::default(), Account::default());
+        let mut delays = Vec::new();
+        for _ in 0..4 {
+            fetching(&mut account, "a", 0);
+            let effect = account.apply(failed(Cause::Transient), &policy, at(0));
+            let Effect::WakeAt(delay) = effect else { panic!("{effect:?}") };
+            delays.push(delay);
+        }
+        assert_eq!(delays, [2_500, 5_000, 10_000, 20_000]);
+        fetching(&mut account, "a", 0);
+        account.apply(failed(Cause::Transient), &policy, at(0));
+        assert_eq!(account.state, State::Parked(Reason::AttemptsExhausted));
+        assert_eq!((account.attempts, account.last_error), (5, Some(LastError::Timeout)));
+    }
+
+    #[test]
+    fn a_missing_repository_stands_only_after_the_directory_was_asked_again() {
+        let policy = LedgerPolicy::default();
+        let gone = Cause::Repository(Reason::RepoNotFound);
+        let mut stays = Account::default();
+        fetching(&mut stays, "a", 0);
+        stays.apply(failed(gone), &policy, at(0));
+        assert_eq!(stays.state, State::Queued);
+        stays.apply(Event::LeasedToResolve, &policy, at(0));
+        stays.apply(Event::Resolved(identity("a")), &policy, at(0));
+        assert_eq!(stays.state, State::Parked(Reason::RepoNotFound));
+
+        let mut moved = Account::default();
+        fetching(&mut moved, "a", 0);
+        moved.apply(failed(gone), &policy, at(0));
+        fetching(&mut moved, "b", 0);
+        moved.apply(failed(gone), &policy, at(0));
+        assert_eq!(moved.state, State::Parked(Reason::RepoNotFound));
+    }
+
+    #[test]
+    fn an_invalid_repository_is_fetched_twice_and_a_stale_one_five_times() {
+        let policy = LedgerPolicy::default();
+        let mut invalid = Account::default();
+        for _ in 0..2 {
+            fetching(&mut invalid, "a", 0);
+            invalid.apply(failed(Cause::Invalid), &policy, at(0));
+        }
+        assert_eq!(invalid.state, State::Parked(Reason::RepoInvalid));
+        let mut stale = Account::default();
+        for _ in 0..5 {
+            fetching(&mut stale, "a", 0);
+            stale.apply(failed(Cause::Stale), &policy, at(0));
+        }
+        assert_eq!(stale.state, State::Parked(Reason::RepoStale));
+    }
+
+    #[test]
+    fn refusals_cost_nothing_until_patience_ends_and_a_jumping_clock_ends_none() {
+        let (policy, mut account) = (LedgerPolicy::default(), Account::default());
+        for minute in 0..=24 * 12 {
+            assert!(!account.state.is_decided(), "after {minute} waits");
+            fetching(&mut account, "a", minute * 300_000);
+            account.apply(failed(Cause::RateLimited), &policy, at(minute * 300_000));
+        }
+        assert_eq!(account.state, State::Parked(Reason::AttemptsExhausted));
+        assert_eq!(account.attempts, 0);
+        let mut jumped = Account::default();
+        for now_ms in [0, 400_000_000_000] {
+            fetching(&mut jumped, "a", now_ms);
+            jumped.apply(failed(Cause::RateLimited), &policy, at(now_ms));
+        }
+        assert!(!jumped.state.is_decided());
+    }
+
+    #[test]
+    fn only_a_host_that_works_for_others_makes_its_faults_the_accounts_own() {
+        let (policy, mut account) = (LedgerPolicy::default(), Account::default());
+        fetching(&mut account, "a", 0);
+        account.apply(failed(Cause::HostFault), &policy, at(0));
+        assert_eq!(account.attempts, 0);
+        fetching(&mut account, "a", 0);
+        let failure = Failure::new(Cause::HostFault, Some(LastError::Http5xx), "");
+        account.apply(Event::Failed { failure, host_was_usable: true }, &policy, at(0));
+        assert_eq!((account.attempts, account.last_error), (1, Some(LastError::Http5xx)));
+    }
+
+    #[test]
+    fn three_crashes_of_its_worker_or_three_lone_deaths_are_a_crash_loop() {
+        let policy = LedgerPolicy::default();
+        let mut poison = Account::default();
+        for _ in 0..3 {
+            fetching(&mut poison, "a", 0);
+            poison.apply(Event::Lost { crashed: true }, &policy, at(0));
+        }
+        assert_eq!(poison.state, State::Parked(Reason::CrashLoop));
+
+        let mut killer = Account::default();
+        for death in 0..6 {
+            assert_eq!(killer.runs_alone(), death >= 3);
+            fetching(&mut killer, "a", 0);
+            killer.apply(Event::ProcessDied, &policy, at(0));
+            let expected = if death < 3 { State::Ready } else { State::RetryAt(LONE_WAIT_MS) };
+            if death < 5 {
+                assert_eq!(killer.state, expected, "death {death}");
+                killer.state = State::Queued;
+            }
+        }
+        assert_eq!(killer.state, State::Parked(Reason::CrashLoop));
+        assert_eq!((killer.process_deaths, killer.lone_deaths), (0, 0));
+
+        let mut waiting = Account::default();
+        fetching(&mut waiting, "a", 0);
+        waiting.body_begun = false;
+        waiting.apply(Event::ProcessDied, &policy, at(0));
+        assert_eq!((waiting.process_deaths, waiting.attempts), (0, 0));
+    }
+
+    /// A model that knows only counts: 200,000 random events, every invariant after each.
+    #[test]
+    fn random_events_keep_the_invariants() {
+        let (policy, chance) = (LedgerPolicy::default(), crate::seed::Chance::seeded(3));
+        let causes = [
+            Cause::Terminal(Reason::NoPds),
+            Cause::Repository(Reason::RepoTakenDown),
+            Cause::Invalid,
+            Cause::Stale,
+            Cause::Transient,
+            Cause::RateLimited,
+            Cause::HostFault,
+            Cause::Directory,
+        ];
+        let (mut account, mut now_ms, mut decided, mut done) = (Account::default(), 0, 0, 0);
+        for step in 0..200_000_u32 {
+            now_ms += (chance.bits() % 1_000_000) as i64;
+            let before = account.clone();
+            let event = match chance.bits() % 24 {
+                0..=4 => Event::LeasedToResolve,
+                5..=9 => Event::LeasedToFetch { alone: before.runs_alone() },
+                10..=13 => Event::Resolved(identity(["a", "b"][(step % 2) as usize])),
+                14 => Event::BodyBegun,
+                15 if step % 8 == 0 => Event::Exported,
+                16 => Event::Lost { crashed: step % 2 == 0 },
+                17 => Event::GivenBack,
+                18 => Event::ProcessDied,
+                19 if step % 16 == 0 => Event::Retry,
+                20 => Event::TooLargeForNow,
+                21 | 22 => Event::Due,
+                _ => failed(causes[(chance.bits() % 8) as usize]),
+            };
+            let is_retry_or_export = matches!(event, Event::Retry | Event::Exported);
+            let is_export = event == Event::Exported;
+            let effect = account.apply(event, &policy, at(now_ms));
+            assert!(account.attempts <= policy.attempts && account.crashes < CRASHES_MAX);
+            assert!(account.lone_deaths < CRASHES_MAX);
+            assert_eq!(
+                account.state.is_decided() && effect != Effect::Nothing,
+                effect == Effect::Decided
+            );
+            if effect == Effect::Nothing {
+                assert_eq!(account, before);
+            }
+            if before.state.is_decided() && account != before {
+                assert!(is_retry_or_export);
+            }
+            if account.state == State::Done && before.state != State::Done {
+                assert!(is_export);
+                done += 1;
+            }
+            decided += u32::from(effect == Effect::Decided);
+            if account.state == State::Done {
+                account = Account::default();
+            }
+        }
+        assert!(decided > 1_000 && done > 500, "{decided} {done}");
+    }
+}

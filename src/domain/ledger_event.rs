@@ -1,0 +1,67 @@
+//! What happens to an account, and what follows for those who schedule: the vocabulary of `domain::ledger`.
+
+use crate::domain::identity::Identity;
+use crate::domain::verdict::{Failure, LastError, Reason};
+
+/// What happens to an account.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The resolver gets it.
+    LeasedToResolve,
+    /// The fetcher gets it; nothing else is in flight if `alone`. An identity that outlived the cache sends it back to
+    /// [`State::Queued`] instead.
+    LeasedToFetch {
+        /// Nothing else is in flight.
+        alone: bool,
+    },
+    /// The directory answered.
+    Resolved(Identity),
+    /// First bytes of its body are in hand.
+    BodyBegun,
+    /// A revision of it lies in a sealed segment that was applied.
+    Exported,
+    /// Its work failed.
+    Failed {
+        /// How.
+        failure: Failure,
+        /// Its host gave a usable answer since this account's previous failure.
+        host_was_usable: bool,
+    },
+    /// Its ticket was dropped.
+    Lost {
+        /// By its own worker's crash.
+        crashed: bool,
+    },
+    /// Given back because the pipeline stops.
+    GivenBack,
+    /// Given back because it needs spool or journal for itself.
+    TooLargeForNow,
+    /// The process died while it was leased.
+    ProcessDied,
+    /// Its retry time has come.
+    Due,
+    /// Host or directory were silent for as long as the operator's patience.
+    PatienceEnded {
+        /// `host_unavailable` or `directory_unavailable`.
+        reason: Reason,
+        /// What the host or directory did last.
+        last_error: Option<LastError>,
+    },
+    /// The operator puts it back.
+    Retry,
+}
+
+/// What follows from an event for those who schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The event did not fit the state.
+    Nothing,
+    /// It was taken up, or went on.
+    Moved,
+    /// It can be worked on at once.
+    Available,
+    /// It can be worked on at this ledger time, milliseconds.
+    WakeAt(i64),
+    /// It is decided.
+    Decided,
+}

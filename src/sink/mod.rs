@@ -1,0 +1,3 @@
+//! Where rows end up: each sink follows the journal with a position of its own.
+
+pub mod sqlite;

@@ -1,0 +1,407 @@
+//! The SQLite queues: `DATA/queue/output_backfill_sync_<label>.db`, as the Python service's readers know them.
+//!
+//! ```text
+//!  queue              id, payload, metadata, created_at, status: the readers' own; they may change, delete and clear rows
+//!  skyfill_position   data id, and the segment and item up to which this file has taken rows
+//!  skyfill_accounts   (did, edition): which segment, ids, items, records, and the crc32c of every item
+//! ```
+//! Rows, account and position move in one transaction, so a row enters a file once whatever happens. An account's export has
+//! the key (did, edition): if another segment brought it before, its items are passed over. While the process runs, a file
+//! that is moved or deleted under us ends it; one that was moved away before is made anew from where the ledger says it was.
+
+use std::collections::HashMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use crate::clock::{Clock, Instant};
+use crate::crash_point;
+use crate::store::apply::{Position, Sink};
+use crate::store::error::StoreError;
+use crate::store::segment::{Placed, SegmentReader};
+
+/// Page size of queue files: items are hundreds of KiB, and larger pages halve the cost of writing them.
+const PAGE_BYTES: u32 = 65_536;
+
+/// Pages of WAL after which SQLite copies them into the file: 8 MiB, which stays in the processor's and kernel's caches.
+const WAL_PAGES: u32 = 128;
+
+/// A transaction ends at this many payload bytes, so that the WAL stays small,
+const TRANSACTION_BYTES_MAX: u64 = 16 << 20;
+
+/// or after this long, so that a reader who waits 5 s for the write lock always gets it.
+const TRANSACTION_MILLISECONDS_MAX: u64 = 250;
+
+/// How long SQLite itself waits for a lock before it is said in the log that somebody holds the file.
+const BUSY_SECONDS: u64 = 10;
+
+/// Name of a queue file.
+#[must_use]
+pub fn file_name(label: &str) -> String {
+    format!("output_backfill_sync_{label}.db")
+}
+
+/// All queue files of a data directory, opened when they are first needed.
+pub struct SqliteQueues {
+    folder: PathBuf,
+    data_id: String,
+    rows_per_item: u32,
+    clock: Clock,
+    /// Where the ledger says that each file was.
+    known: HashMap<String, Position>,
+    files: Vec<QueueFile>,
+}
+
+struct QueueFile {
+    label: String,
+    path: PathBuf,
+    identity: (u64, u64),
+    connection: Connection,
+    position: Position,
+}
+
+/// What a transaction has gathered about the account in hand.
+#[derive(Default)]
+struct Gathered {
+    account: Option<usize>,
+    is_repeated: bool,
+    first_id: i64,
+    items: u64,
+    records: u64,
+    checksums: Vec<u8>,
+}
+
+impl SqliteQueues {
+    /// Opens the files of `labels` in `folder`; `known` is where the ledger says that each was.
+    ///
+    /// # Errors
+    /// [`StoreError::Config`] for a file of another data directory, [`StoreError`] otherwise.
+    pub fn open(
+        folder: &Path,
+        data_id: &str,
+        labels: &[String],
+        rows_per_item: u32,
+        known: HashMap<String, Position>,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        let (folder, data_id) = (folder.to_owned(), data_id.to_owned());
+        let mut queues = Self { folder, data_id, rows_per_item, clock, known, files: Vec::new() };
+        labels.iter().try_for_each(|label| queues.file(label).map(drop))?;
+        Ok(queues)
+    }
+
+    /// Index of the file of `label`, which is opened or made.
+    fn file(&mut self, label: &str) -> Result<usize, StoreError> {
+        if let Some(index) = self.files.iter().position(|file| file.label == label) {
+            return Ok(index);
+        }
+        let known = self.known.get(label).copied();
+        self.files.push(QueueFile::open(&self.folder, label, &self.data_id, known)?);
+        Ok(self.files.len() - 1)
+    }
+}
+
+impl Sink for SqliteQueues {
+    fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
+        let end = Position::after(segment.number);
+        for (index, label) in segment.table.labels.iter().enumerate() {
+            let is_mine = |item: &Placed| usize::from(item.entry.queue) == index;
+            let items: Vec<Placed> = segment.items().filter(is_mine).collect();
+            if items.is_empty() {
+                continue;
+            }
+            let (rows_per_item, created_at) = (self.rows_per_item, self.clock.wall_text());
+            let (file, clock) = (self.file(label)?, self.clock.clone());
+            let writing = Writing { segment, rows_per_item, created_at, clock };
+            self.files[file].take(&items, &writing)?;
+        }
+        // In files without items of this segment the position moves with the next settle: there is nothing to take twice.
+        self.files.iter_mut().for_each(|file| file.position = file.position.max(end));
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+        for file in &mut self.files {
+            file.settle()?;
+            // This file has synced, others perhaps not: the segment is kept until all have.
+            crash_point!(QueueSettledBeforeOthers);
+        }
+        Ok(self.files.iter().map(|file| (file.label.clone(), file.position)).collect())
+    }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        for file in &mut self.files {
+            let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let cut = file.connection.query_row(checkpoint, [], |row| row.get::<_, i64>(0));
+            if cut.map_err(|error| StoreError::sqlite(&file.path, error))? != 0 {
+                tracing::warn!(path = %file.path.display(), "a reader's open transaction keeps the WAL, do not move this file yet");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is the same for all items of one call.
+struct Writing<'s> {
+    segment: &'s SegmentReader,
+    rows_per_item: u32,
+    created_at: String,
+    clock: Clock,
+}
+
+impl QueueFile {
+    fn open(
+        folder: &Path,
+        label: &str,
+        data_id: &str,
+        known: Option<Position>,
+    ) -> Result<Self, StoreError> {
+        let path = folder.join(file_name(label));
+        let is_new = !path.exists();
+        if let Some(known) = known.filter(|known| is_new && *known > Position::default()) {
+            tracing::warn!(path = %path.display(), segment = known.segment, "the queue file is gone, it is made anew and goes on where it was");
+        }
+        let failed = |error| StoreError::sqlite(&path, error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        connection.busy_timeout(Duration::from_secs(BUSY_SECONDS)).map_err(failed)?;
+        let set = format!(
+            "PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
+             PRAGMA wal_autocheckpoint={WAL_PAGES};"
+        );
+        connection.execute_batch(&set).map_err(failed)?;
+        let permitted = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o660));
+        permitted.map_err(|error| StoreError::io(&path, error))?;
+        let start = if is_new { known.unwrap_or_default() } else { Position::default() };
+        create_tables(&connection, data_id, start).map_err(failed)?;
+        let select = "SELECT data_id, segment, item FROM skyfill_position";
+        let read = |row: &rusqlite::Row<'_>| {
+            let position = Position { segment: unsigned(row.get(1)?), item: unsigned(row.get(2)?) };
+            Ok((row.get::<_, String>(0)?, position))
+        };
+        let (owner, position) = connection.query_row(select, [], read).map_err(failed)?;
+        if owner != data_id {
+            let text = format!(
+                "{} belongs to another data directory: move it away, or use the --data-dir that it came from",
+                path.display()
+            );
+            return Err(StoreError::Config(text));
+        }
+        let identity = identity(&path)?;
+        Ok(Self { label: label.to_owned(), path, identity, connection, position })
+    }
+
+    /// Takes `items`, those of this file in one segment, from its position on.
+    fn take(&mut self, items: &[Placed], writing: &Writing<'_>) -> Result<(), StoreError> {
+        let segment = writing.segment.number;
+        let is_due = |item: &Placed| Position { segment, item: item.index } >= self.position;
+        let mut due =
+            items.iter().copied().filter(is_due).collect::<Vec<_>>().into_iter().peekable();
+        let mut buffer = Vec::new();
+        while due.peek().is_some() {
+            if identity(&self.path)? != self.identity {
+                let what = "it was moved or replaced while skyfill was running".to_owned();
+                return Err(StoreError::Damaged { path: self.path.clone(), what });
+            }
+            self.begin()?;
+            let begun = writing.clock.now();
+            let taken = self.take_some(&mut due, writing, &mut buffer, begun);
+            let next = due
+                .peek()
+                .map_or(Position::after(segment), |item| Position { segment, item: item.index });
+            let committed = taken.and_then(|()| self.commit(next));
+            if committed.is_err() {
+                let _rolled_back = self.connection.execute_batch("ROLLBACK");
+            }
+            committed?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the write lock as long as it takes, and says so.
+    fn begin(&self) -> Result<(), StoreError> {
+        loop {
+            match self.connection.execute_batch("BEGIN IMMEDIATE") {
+                Err(error)
+                    if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
+                {
+                    tracing::warn!(path = %self.path.display(), "another process holds the queue's write lock, waiting");
+                }
+                begun => return begun.map_err(|error| StoreError::sqlite(&self.path, error)),
+            }
+        }
+    }
+
+    fn take_some(
+        &mut self,
+        due: &mut std::iter::Peekable<std::vec::IntoIter<Placed>>,
+        writing: &Writing<'_>,
+        buffer: &mut Vec<u8>,
+        begun: Instant,
+    ) -> Result<(), StoreError> {
+        let (mut gathered, mut bytes) = (Gathered::default(), 0);
+        let long = Duration::from_millis(TRANSACTION_MILLISECONDS_MAX);
+        while let Some(item) = due.peek().copied() {
+            if bytes >= TRANSACTION_BYTES_MAX || writing.clock.now().duration_since(begun) >= long {
+                break;
+            }
+            if gathered.account != Some(item.account) {
+                self.note(&gathered, writing)?;
+                gathered = self.gather(item.account, writing)?;
+            }
+            if !gathered.is_repeated {
+                let payload = writing.segment.read(&item, buffer)?;
+                let id = self.insert(payload, &item, writing)?;
+                gathered.first_id = if gathered.items == 0 { id } else { gathered.first_id };
+                gathered.items += 1;
+                gathered.records += u64::from(item.entry.records);
+                gathered.checksums.extend(item.entry.crc.to_le_bytes());
+                bytes += u64::from(item.entry.bytes);
+            }
+            due.next();
+        }
+        self.note(&gathered, writing)
+    }
+
+    /// What this file knows of an account of the segment: nothing, part of it, or all of it from another segment.
+    fn gather(&self, account: usize, writing: &Writing<'_>) -> Result<Gathered, StoreError> {
+        let revision = &writing.segment.table.accounts[account].revision;
+        let select = "SELECT segment, first_id, items, records, checksums FROM skyfill_accounts
+                      WHERE did = ?1 AND edition = ?2";
+        let mut gathered = Gathered { account: Some(account), ..Gathered::default() };
+        let segment = writing.segment.number;
+        let mut statement = self.statement(select)?;
+        let known = statement.query_row(params![revision.did, revision.edition], |row| {
+            gathered.is_repeated = unsigned(row.get(0)?) != segment;
+            gathered.first_id = row.get(1)?;
+            gathered.items = unsigned(row.get(2)?);
+            gathered.records = unsigned(row.get(3)?);
+            gathered.checksums = row.get(4)?;
+            Ok(())
+        });
+        known.optional().map_err(|error| StoreError::sqlite(&self.path, error))?;
+        Ok(gathered)
+    }
+
+    fn insert(
+        &self,
+        payload: &str,
+        item: &Placed,
+        writing: &Writing<'_>,
+    ) -> Result<i64, StoreError> {
+        let revision = &writing.segment.table.accounts[item.account].revision;
+        let metadata = serde_json::json!({
+            "batch_size": writing.rows_per_item,
+            "actual_batch_size": item.entry.records,
+            "did": revision.did,
+            "rev": revision.rev,
+        });
+        let insert = "INSERT INTO queue (payload, metadata, created_at, status) VALUES (?1, ?2, ?3, 'pending')";
+        let mut statement = self.statement(insert)?;
+        let inserted = statement.insert(params![payload, metadata.to_string(), writing.created_at]);
+        inserted.map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
+    /// Writes what was gathered about an account into its row.
+    fn note(&self, gathered: &Gathered, writing: &Writing<'_>) -> Result<(), StoreError> {
+        let Some(account) = gathered.account.filter(|_| !gathered.is_repeated) else {
+            return Ok(());
+        };
+        let revision = &writing.segment.table.accounts[account].revision;
+        let upsert = "INSERT OR REPLACE INTO skyfill_accounts
+             (did, edition, segment, rev, first_id, items, records, checksums)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let noted = self.statement(upsert)?.execute(params![
+            revision.did,
+            revision.edition,
+            signed(writing.segment.number),
+            revision.rev,
+            gathered.first_id,
+            signed(gathered.items),
+            signed(gathered.records),
+            gathered.checksums
+        ]);
+        noted.map(drop).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
+    fn commit(&mut self, next: Position) -> Result<(), StoreError> {
+        self.write_position(next)?;
+        let committed = self.connection.execute_batch("COMMIT");
+        committed.map_err(|error| StoreError::sqlite(&self.path, error))?;
+        self.position = next;
+        // This file has the rows, the others and the ledger have not: each goes on from its own position.
+        crash_point!(QueueCommitted);
+        Ok(())
+    }
+
+    /// One commit that syncs: an empty one would not.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let failed = |error| StoreError::sqlite(&self.path, error);
+        self.connection.execute_batch("PRAGMA synchronous=FULL").map_err(failed)?;
+        let written = self.begin().and_then(|()| self.write_position(self.position));
+        let committed =
+            written.and_then(|()| self.connection.execute_batch("COMMIT").map_err(failed));
+        if committed.is_err() {
+            let _rolled_back = self.connection.execute_batch("ROLLBACK");
+        }
+        committed?;
+        self.connection.execute_batch("PRAGMA synchronous=NORMAL").map_err(failed)
+    }
+
+    fn write_position(&self, position: Position) -> Result<(), StoreError> {
+        let mut statement =
+            self.statement("UPDATE skyfill_position SET segment = ?1, item = ?2")?;
+        let written = statement.execute(params![signed(position.segment), signed(position.item)]);
+        written.map(drop).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
+    fn statement(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>, StoreError> {
+        self.connection.prepare_cached(sql).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+}
+
+fn create_tables(connection: &Connection, data_id: &str, start: Position) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "BEGIN IMMEDIATE;
+         CREATE TABLE IF NOT EXISTS queue (
+             id INTEGER PRIMARY KEY AUTOINCREMENT,
+             payload TEXT,
+             metadata TEXT,
+             created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+             status TEXT DEFAULT 'pending');
+         CREATE TABLE IF NOT EXISTS skyfill_accounts (
+             did TEXT, edition INTEGER, segment INTEGER, rev TEXT, first_id INTEGER, items INTEGER,
+             records INTEGER, checksums BLOB, PRIMARY KEY (did, edition)) WITHOUT ROWID;
+         CREATE TABLE IF NOT EXISTS skyfill_position (
+             one INTEGER PRIMARY KEY CHECK (one = 1), data_id TEXT, segment INTEGER, item INTEGER);
+         COMMIT;",
+    )?;
+    let insert = "INSERT OR IGNORE INTO skyfill_position (one, data_id, segment, item) VALUES (1, ?1, ?2, ?3)";
+    connection.execute(insert, params![data_id, signed(start.segment), signed(start.item)])?;
+    Ok(())
+}
+
+fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let what = "it was moved or deleted while skyfill was running".to_owned();
+            Err(StoreError::Damaged { path: path.to_owned(), what })
+        }
+        Err(error) => Err(StoreError::io(path, error)),
+    }
+}
+
+/// SQLite has signed integers only; `u64::MAX` becomes -1 and back.
+const fn signed(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+const fn unsigned(number: i64) -> u64 {
+    number.cast_unsigned()
+}

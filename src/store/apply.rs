@@ -1,0 +1,283 @@
+//! The applier: a thread that brings sealed segments to every follower, in order.
+//!
+//! ```text
+//!  sealed -> each sink, in transactions of its own, with its position -> the ledger -> (a quiet moment, or enough of them)
+//!         -> settle: one commit at synchronous = FULL in every follower -> forget: the segments are removed
+//! ```
+//! A follower's position moves in the same transaction as what it took, so a crash anywhere leaves each follower at a place
+//! from which it goes on. On start the ledger is brought up to date first, so that nothing done is fetched again; queues
+//! follow in the background. A full disk is waited out; any other failure ends the process.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::crash_point;
+use crate::domain::account::Revision;
+use crate::store::error::StoreError;
+use crate::store::journal::Journal;
+use crate::store::segment::SegmentReader;
+
+/// Segments applied before they are settled together: a settle costs a sync in every follower, a segment about 8 MiB of
+/// journal space.
+const SETTLE_SEGMENTS: u64 = 16;
+
+/// Nothing new for this long: settle what was applied.
+const SETTLE_QUIET_MILLISECONDS: u64 = 500;
+
+/// A full disk is tried again after this long.
+const DISK_FULL_RETRY_MILLISECONDS: u64 = 1_000;
+
+/// Where a follower is: everything before this item of this segment is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Segment number; the segments before it are taken whole.
+    pub segment: u64,
+    /// Items of that segment that are taken; `u64::MAX` for all.
+    pub item: u64,
+}
+
+impl Position {
+    /// Everything of `segment` and before.
+    #[must_use]
+    pub const fn after(segment: u64) -> Self {
+        Self { segment, item: u64::MAX }
+    }
+}
+
+/// A follower of the journal that holds rows.
+pub trait Sink: Send {
+    /// Takes what it has not taken of `segment`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a full disk is tried again.
+    fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError>;
+
+    /// Makes everything taken durable; gives the name and position of each file.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError>;
+
+    /// Ends cleanly: what a reader or a mover finds afterwards is whole.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn close(&mut self) -> Result<(), StoreError>;
+}
+
+/// The ledger as a follower.
+pub trait LedgerFollower: Send {
+    /// Last segment that it has taken.
+    fn position(&self) -> u64;
+
+    /// Marks the accounts of a segment done.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn apply(&mut self, segment: u64, revisions: Vec<Revision>) -> Result<(), StoreError>;
+
+    /// Makes that durable and remembers where each queue file is.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn settle(&mut self, positions: Vec<(String, Position)>) -> Result<(), StoreError>;
+}
+
+/// How far the applier is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Last segment that every follower has taken.
+    pub applied: u64,
+    /// Last segment that was forgotten.
+    pub forgotten: u64,
+    /// A full disk that is being waited for.
+    pub waiting: Option<String>,
+    /// What ended it.
+    pub failed: Option<Arc<StoreError>>,
+}
+
+/// Wakes the applier and shows how far it is; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Applier {
+    wake: SyncSender<Command>,
+    progress: watch::Receiver<Progress>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    Look,
+    Stop,
+}
+
+impl Applier {
+    /// Brings the ledger up to date, then starts the thread.
+    ///
+    /// # Errors
+    /// [`StoreError`] of the ledger's catching up, or if the thread cannot be started.
+    pub fn start(
+        journal: Arc<Mutex<Journal>>,
+        sinks: Vec<Box<dyn Sink>>,
+        mut ledger: Box<dyn LedgerFollower>,
+    ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
+        while let Some(segment) = lock(&journal).next_after(ledger.position())? {
+            take_into_ledger(ledger.as_mut(), &segment)?;
+        }
+        // One waiting wake-up is enough for any number of segments; a second place is for the stop.
+        let (wake, woken) = sync_channel(2);
+        let begun = lock(&journal).forgotten();
+        let first = Progress { applied: begun, forgotten: begun, ..Progress::default() };
+        let (progress, watched) = watch::channel(first);
+        let thread = Thread { journal, sinks, ledger, progress, applied: begun, settled: begun };
+        let named = std::thread::Builder::new().name("applier".to_owned());
+        let path = std::path::Path::new("applier thread");
+        let joined =
+            named.spawn(move || thread.run(&woken)).map_err(|error| StoreError::io(path, error))?;
+        let applier = Self { wake, progress: watched };
+        applier.wake();
+        Ok((applier, joined))
+    }
+
+    /// Says that there may be new segments.
+    pub fn wake(&self) {
+        let _already_awake = self.wake.try_send(Command::Look);
+    }
+
+    /// Settles, closes the sinks and ends the thread.
+    pub fn stop(&self) {
+        let _ended = self.wake.send(Command::Stop);
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Waits until every follower has taken `segment`, or the applier has failed.
+    pub async fn applied(&self, segment: u64) {
+        let mut progress = self.progress.clone();
+        let _ended = progress.wait_for(|it| it.applied >= segment || it.failed.is_some()).await;
+    }
+
+    /// Waits until journal space has been given back since `forgotten`.
+    pub async fn forgotten_after(&self, forgotten: u64) {
+        let mut progress = self.progress.clone();
+        let _ended = progress.wait_for(|it| it.forgotten > forgotten || it.failed.is_some()).await;
+    }
+}
+
+struct Thread {
+    journal: Arc<Mutex<Journal>>,
+    sinks: Vec<Box<dyn Sink>>,
+    ledger: Box<dyn LedgerFollower>,
+    progress: watch::Sender<Progress>,
+    applied: u64,
+    settled: u64,
+}
+
+impl Thread {
+    fn run(mut self, woken: &Receiver<Command>) {
+        if let Err(error) = self.follow(woken) {
+            tracing::error!(%error, "the journal can no longer be applied");
+            let error = Arc::new(error);
+            self.progress.send_modify(|progress| progress.failed = Some(error));
+        }
+    }
+
+    fn follow(&mut self, woken: &Receiver<Command>) -> Result<(), StoreError> {
+        loop {
+            let wait = Duration::from_millis(SETTLE_QUIET_MILLISECONDS);
+            let command = woken.recv_timeout(wait);
+            while self.apply_next()? {
+                if self.applied - self.settled >= SETTLE_SEGMENTS {
+                    self.settle()?;
+                }
+            }
+            match command {
+                Ok(Command::Look) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.applied > self.settled {
+                        self.settle()?;
+                    }
+                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.settle()?;
+                    return self.sinks.iter_mut().try_for_each(|sink| sink.close());
+                }
+            }
+        }
+    }
+
+    fn apply_next(&mut self) -> Result<bool, StoreError> {
+        let Some(segment) = lock(&self.journal).next_after(self.applied)? else { return Ok(false) };
+        for sink in &mut self.sinks {
+            let progress = &self.progress;
+            wait_out_full_disk(progress, || sink.apply(&segment))?;
+            // One follower has the segment, others do not: each goes on from its own position.
+            crash_point!(SinkAppliedBeforeLedger);
+        }
+        if segment.number > self.ledger.position() {
+            let (ledger, progress) = (self.ledger.as_mut(), &self.progress);
+            wait_out_full_disk(progress, || take_into_ledger(ledger, &segment))?;
+        }
+        // Everyone has it, nobody has synced it: the segment is still there.
+        crash_point!(SegmentAppliedBeforeSettle);
+        self.applied = segment.number;
+        self.progress.send_modify(|progress| progress.applied = segment.number);
+        Ok(true)
+    }
+
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let mut positions = Vec::new();
+        for sink in &mut self.sinks {
+            positions.extend(wait_out_full_disk(&self.progress, || sink.settle())?);
+        }
+        let ledger = self.ledger.as_mut();
+        wait_out_full_disk(&self.progress, || ledger.settle(positions.clone()))?;
+        // Everyone has synced it: the segment is no longer needed, and is skipped if it is found again.
+        crash_point!(SettledBeforeForget);
+        self.settled = self.applied;
+        let settled = self.settled;
+        lock(&self.journal).forget_through(settled)?;
+        self.progress.send_modify(|progress| progress.forgotten = settled);
+        Ok(())
+    }
+}
+
+fn take_into_ledger(
+    ledger: &mut dyn LedgerFollower,
+    segment: &SegmentReader,
+) -> Result<(), StoreError> {
+    let revisions = segment.table.accounts.iter().map(|account| account.revision.clone());
+    ledger.apply(segment.number, revisions.collect())
+}
+
+#[allow(clippy::disallowed_methods, reason = "a thread of its own that only waits for disk space")]
+fn wait_out_full_disk<T>(
+    progress: &watch::Sender<Progress>,
+    mut work: impl FnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    loop {
+        match work() {
+            Err(error) if error.is_full() => {
+                let text = error.to_string();
+                if progress.borrow().waiting.as_deref() != Some(&text) {
+                    tracing::error!(%error, "the disk is full");
+                }
+                progress.send_modify(|progress| progress.waiting = Some(text));
+                std::thread::sleep(Duration::from_millis(DISK_FULL_RETRY_MILLISECONDS));
+            }
+            done => {
+                progress.send_if_modified(|progress| progress.waiting.take().is_some());
+                return done;
+            }
+        }
+    }
+}
+
+fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
+}

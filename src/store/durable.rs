@@ -1,0 +1,141 @@
+//! The one door to the disk for journal files: what is written, synced, renamed and removed goes through here.
+//!
+//! A name is durable when its folder has been synced; bytes are durable when their file has been synced. After a failed sync
+//! nothing of that file may be trusted: the caller ends the process.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::store::error::StoreError;
+
+/// A folder whose files are written durably.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    handle: File,
+}
+
+/// A file that grows at its end.
+#[derive(Debug)]
+pub struct Appender {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Folder {
+    /// Opens an existing folder.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let handle = File::open(path).map_err(|error| StoreError::io(path, error))?;
+        Ok(Self { path: path.to_owned(), handle })
+    }
+
+    /// Path of a file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Names of its files.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn names(&self) -> Result<Vec<String>, StoreError> {
+        let failed = |error| StoreError::io(&self.path, error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Creates a file for its owner only; an existing one, or a link in its place, is an error.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn create(&self, name: &str) -> Result<Appender, StoreError> {
+        let path = self.file(name);
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let file = opened.map_err(|error| StoreError::io(&path, error))?;
+        Ok(Appender { path, file, bytes: 0 })
+    }
+
+    /// Renames a file and syncs the folder: afterwards the new name is durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]; after a failed sync it is unknown which of the two names is durable.
+    #[allow(clippy::disallowed_methods, reason = "this is the replacement that the ban names")]
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        let path = self.file(to);
+        fs::rename(self.file(from), &path).map_err(|error| StoreError::io(&path, error))?;
+        // The new name exists and is not durable yet. Recovery finds either name; a part is deleted, and its accounts,
+        // of which the ledger knows nothing, are fetched again.
+        crate::crash_point!(SegmentRenamedBeforeFolderSync);
+        self.sync()
+    }
+
+    /// Removes a file. Whether that is durable does not matter to its callers: a leftover is removed again.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.file(name);
+        fs::remove_file(&path).map_err(|error| StoreError::io(&path, error))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.handle.sync_all().map_err(|error| StoreError::io(&self.path, error))
+    }
+}
+
+impl Appender {
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends all of `bytes`, or leaves the file as it was.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        match self.file.write_all_at(bytes, self.bytes) {
+            Ok(()) => {
+                self.bytes += bytes.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // What was written beyond the end is overwritten by the next append; the file's length matters only
+                // when it is sealed, and sealing cuts it.
+                let _cut = self.file.set_len(self.bytes);
+                Err(StoreError::io(&self.path, error))
+            }
+        }
+    }
+
+    /// Cuts the file to `bytes`.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn cut(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.file.set_len(bytes).map_err(|error| StoreError::io(&self.path, error))?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the file must not be used any more.
+    pub fn sync(&mut self) -> Result<(), StoreError> {
+        let synced = self.file.flush().and_then(|()| self.file.sync_data());
+        synced.map_err(|error| StoreError::io(&self.path, error))
+    }
+}

@@ -1,0 +1,481 @@
+//! The journal: the one place where an account becomes done.
+//!
+//! ```text
+//!  group.part  --8 MiB or 200 ms-->  table, sync, rename  -->  NNNNNNNN.seg  --applied by everyone-->  removed
+//!  large-N.part  --proven to its end-->  the same
+//! ```
+//! The rename is the commit. A part is worth nothing and is deleted at the next start. Space is reserved in steps of 8 MiB
+//! out of `limits.journal` before it is written; sealed segments count until they are forgotten.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::crash_point;
+use crate::domain::account::Revision;
+use crate::store::durable::{Appender, Folder};
+use crate::store::error::StoreError;
+use crate::store::items::Item;
+use crate::store::segment::{
+    AccountEntry, HEADER_BYTES, ItemEntry, SegmentReader, Table, header, trailer,
+};
+
+/// Journal space is reserved in steps of this many bytes: one group, and few steps for a large account.
+pub const STEP_BYTES: u64 = 8 << 20;
+
+/// The journal of a data directory.
+#[derive(Debug)]
+pub struct Journal {
+    folder: Folder,
+    data_id: String,
+    labels: Vec<String>,
+    limit_bytes: u64,
+    /// Reserved by open parts and taken by sealed segments.
+    used_bytes: u64,
+    next_number: u64,
+    next_part: u64,
+    /// Sealed segments that are not forgotten, with their bytes.
+    sealed: BTreeMap<u64, u64>,
+    group: Option<Part>,
+}
+
+/// A segment that is being written.
+#[derive(Debug)]
+struct Part {
+    name: String,
+    file: Appender,
+    reserved_bytes: u64,
+    accounts: Vec<AccountEntry>,
+}
+
+/// The part of one large account.
+#[derive(Debug)]
+pub struct LargePart {
+    part: Option<Part>,
+    items: Vec<ItemEntry>,
+}
+
+/// Why the journal could not take something.
+#[derive(Debug)]
+pub enum JournalError {
+    /// Others use its space now.
+    NoRoom,
+    /// It is larger than the whole journal.
+    TooLarge,
+    /// The disk.
+    Store(StoreError),
+}
+
+impl From<StoreError> for JournalError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Journal {
+    /// Opens the journal in `folder`: deletes parts, lists segments. Numbers continue after `last_known`, the highest number
+    /// that any follower has applied.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(
+        folder: &Path,
+        data_id: &str,
+        labels: Vec<String>,
+        limit_bytes: u64,
+        last_known: u64,
+    ) -> Result<Self, StoreError> {
+        let folder = Folder::open(folder)?;
+        let mut sealed = BTreeMap::new();
+        for name in folder.names()? {
+            if name.ends_with(".part") {
+                folder.remove(&name)?;
+            } else if let Some(number) =
+                name.strip_suffix(".seg").and_then(|stem| stem.parse().ok())
+            {
+                let path = folder.file(&name);
+                let metadata =
+                    std::fs::metadata(&path).map_err(|error| StoreError::io(&path, error))?;
+                sealed.insert(number, metadata.len());
+            }
+        }
+        let newest = sealed.keys().last().copied().unwrap_or(0).max(last_known);
+        Ok(Self {
+            folder,
+            data_id: data_id.to_owned(),
+            labels,
+            limit_bytes,
+            used_bytes: sealed.values().sum(),
+            next_number: newest + 1,
+            next_part: 0,
+            sealed,
+            group: None,
+        })
+    }
+
+    /// Appends a whole account to the open group; all of it or nothing.
+    ///
+    /// # Errors
+    /// [`JournalError`]; the group is then as it was.
+    pub fn append_account(
+        &mut self,
+        revision: &Revision,
+        items: &[&Item],
+    ) -> Result<(), JournalError> {
+        let mut part = match self.group.take() {
+            Some(part) => part,
+            None => self.begin_part("group")?,
+        };
+        let before = part.file.bytes();
+        let appended = self.append_items(&mut part, items);
+        match appended {
+            Ok(entries) => {
+                part.accounts.push(AccountEntry { revision: revision.clone(), items: entries })
+            }
+            Err(error) => {
+                let cut = part.file.cut(before);
+                self.keep_group(part);
+                cut?;
+                return Err(error);
+            }
+        }
+        // The account is in a part that no one commits yet: recovery deletes it and the account is fetched again.
+        crash_point!(AccountAppendedBeforeSeal);
+        self.group = Some(part);
+        Ok(())
+    }
+
+    fn keep_group(&mut self, part: Part) {
+        if part.accounts.is_empty() {
+            self.discard(part);
+        } else {
+            self.group = Some(part);
+        }
+    }
+
+    /// Bytes in the open group.
+    #[must_use]
+    pub fn group_bytes(&self) -> u64 {
+        self.group.as_ref().map_or(0, |part| part.file.bytes() - HEADER_BYTES)
+    }
+
+    /// Commits the open group, if there is one.
+    ///
+    /// # Errors
+    /// [`JournalError`]; a full disk leaves the group open.
+    pub fn seal_group(&mut self) -> Result<(), JournalError> {
+        let Some(part) = self.group.take() else { return Ok(()) };
+        self.seal(part).map_err(|failed| {
+            let (part, error) = *failed;
+            self.group = Some(part);
+            error
+        })
+    }
+
+    /// Begins the part of a large account.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn begin_large(&mut self) -> Result<LargePart, JournalError> {
+        Ok(LargePart { part: Some(self.begin_part("large")?), items: Vec::new() })
+    }
+
+    /// Appends items to a large account.
+    ///
+    /// # Errors
+    /// [`JournalError`]; none of the items is then in the part.
+    pub fn append_large(
+        &mut self,
+        large: &mut LargePart,
+        items: &[Item],
+    ) -> Result<(), JournalError> {
+        let Some(part) = &mut large.part else { return Ok(()) };
+        let before = part.file.bytes();
+        let items: Vec<&Item> = items.iter().collect();
+        match self.append_items(part, &items) {
+            Ok(entries) => {
+                large.items.extend(entries);
+                Ok(())
+            }
+            Err(error) => {
+                part.file.cut(before)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Commits a large account.
+    ///
+    /// # Errors
+    /// [`JournalError`] with the part, for another try.
+    pub fn seal_large(
+        &mut self,
+        mut large: LargePart,
+        revision: &Revision,
+    ) -> Result<(), Box<(LargePart, JournalError)>> {
+        let Some(mut part) = large.part.take() else { return Ok(()) };
+        let items = std::mem::take(&mut large.items);
+        part.accounts = vec![AccountEntry { revision: revision.clone(), items }];
+        self.seal(part).map_err(|failed| {
+            let (mut part, error) = *failed;
+            let items = part.accounts.pop().map(|account| account.items).unwrap_or_default();
+            Box::new((LargePart { part: Some(part), items }, error))
+        })
+    }
+
+    /// Gives the space of a large part back; the account is not committed.
+    pub fn discard_large(&mut self, mut large: LargePart) {
+        if let Some(part) = large.part.take() {
+            self.discard(part);
+        }
+    }
+
+    /// Forgets everything open: what a restarted exporter starts with. Parts whose owner died lie in the folder.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn discard_open(&mut self) -> Result<(), StoreError> {
+        self.group = None;
+        for name in self.folder.names()? {
+            if name.ends_with(".part") {
+                self.folder.remove(&name)?;
+            }
+        }
+        self.used_bytes = self.sealed.values().sum();
+        Ok(())
+    }
+
+    /// The first sealed segment after `number`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it cannot be read.
+    pub fn next_after(&self, number: u64) -> Result<Option<SegmentReader>, StoreError> {
+        let Some((number, _)) = self.sealed.range(number + 1..).next() else { return Ok(None) };
+        SegmentReader::open(&self.folder.file(&segment_name(*number)), *number, &self.data_id)
+            .map(Some)
+    }
+
+    /// Number of the newest sealed segment, or of the last that was ever applied.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.next_number - 1
+    }
+
+    /// Number of the last segment that is gone.
+    #[must_use]
+    pub fn forgotten(&self) -> u64 {
+        self.sealed.keys().next().map_or(self.newest(), |oldest| oldest - 1)
+    }
+
+    /// Bytes reserved and sealed.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes
+    }
+
+    /// Removes the segments up to `number`: every follower has them, durably.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_through(&mut self, number: u64) -> Result<(), StoreError> {
+        while let Some((oldest, bytes)) = self.sealed.first_key_value().map(|(n, b)| (*n, *b)) {
+            if oldest > number {
+                break;
+            }
+            self.folder.remove(&segment_name(oldest))?;
+            // Removed, but perhaps not durably: a segment that comes back is skipped by every follower's position.
+            crash_point!(SegmentForgotten);
+            self.sealed.remove(&oldest);
+            self.used_bytes -= self.used_bytes.min(bytes);
+        }
+        Ok(())
+    }
+
+    fn begin_part(&mut self, kind: &str) -> Result<Part, JournalError> {
+        let name = format!("{kind}-{}.part", self.next_part);
+        self.next_part += 1;
+        let mut file = self.folder.create(&name)?;
+        if let Err(error) = file.append(&header(&self.data_id)) {
+            self.folder.remove(&name)?;
+            return Err(error.into());
+        }
+        Ok(Part { name, file, reserved_bytes: 0, accounts: Vec::new() })
+    }
+
+    fn append_items(
+        &mut self,
+        part: &mut Part,
+        items: &[&Item],
+    ) -> Result<Vec<ItemEntry>, JournalError> {
+        let more: u64 = items.iter().map(|item| item.payload.len() as u64).sum();
+        self.reserve(part, part.file.bytes() + more)?;
+        let mut entries = Vec::with_capacity(items.len());
+        for item in items {
+            part.file.append(&item.payload)?;
+            entries.push(ItemEntry {
+                queue: item.queue,
+                records: item.records,
+                bytes: u32::try_from(item.payload.len()).unwrap_or(u32::MAX),
+                crc: crc32c::crc32c(&item.payload),
+            });
+        }
+        Ok(entries)
+    }
+
+    fn reserve(&mut self, part: &mut Part, bytes: u64) -> Result<(), JournalError> {
+        while part.reserved_bytes < bytes {
+            if bytes > self.limit_bytes {
+                return Err(JournalError::TooLarge);
+            }
+            let step = STEP_BYTES.min(self.limit_bytes);
+            if self.used_bytes + step > self.limit_bytes {
+                return Err(JournalError::NoRoom);
+            }
+            self.used_bytes += step;
+            part.reserved_bytes += step;
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, mut part: Part) -> Result<(), Box<(Part, JournalError)>> {
+        let end = part.file.bytes();
+        let table =
+            Table { labels: self.labels.clone(), accounts: std::mem::take(&mut part.accounts) };
+        let finished = part.file.append(&trailer(&table, end));
+        part.accounts = table.accounts;
+        if let Err(error) = finished {
+            return match part.file.cut(end) {
+                Ok(()) => Err(Box::new((part, error.into()))),
+                Err(worse) => Err(Box::new((part, worse.into()))),
+            };
+        }
+        // Everything is written, nothing is durable: recovery deletes the part.
+        crash_point!(PartWrittenBeforeSync);
+        if let Err(error) = part.file.sync() {
+            return Err(Box::new((part, fatal(error))));
+        }
+        // The bytes are durable under the part's name: recovery deletes the part.
+        crash_point!(PartSyncedBeforeRename);
+        let number = self.next_number;
+        if let Err(error) = self.folder.rename(&part.name, &segment_name(number)) {
+            return Err(Box::new((part, fatal(error))));
+        }
+        // Committed. The ledger does not know yet: recovery applies the segment.
+        crash_point!(SegmentSealedBeforeApply);
+        self.next_number += 1;
+        self.used_bytes = self.used_bytes - part.reserved_bytes + part.file.bytes();
+        self.sealed.insert(number, part.file.bytes());
+        Ok(())
+    }
+
+    fn discard(&mut self, part: Part) {
+        self.used_bytes -= self.used_bytes.min(part.reserved_bytes);
+        if let Err(error) = self.folder.remove(&part.name) {
+            tracing::warn!(%error, "a discarded journal part could not be removed");
+        }
+    }
+}
+
+/// After a failed sync or rename nothing may be tried again, not even on a full disk.
+fn fatal(error: StoreError) -> JournalError {
+    JournalError::Store(match error {
+        StoreError::Full { path, .. } => {
+            StoreError::Io { path, source: std::io::ErrorKind::StorageFull.into() }
+        }
+        other => other,
+    })
+}
+
+fn segment_name(number: u64) -> String {
+    format!("{number:08}.seg")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(did: &str) -> Revision {
+        Revision { did: did.to_owned(), ..Revision::default() }
+    }
+
+    fn item(queue: u16, text: &str) -> Item {
+        Item { queue, records: 1, payload: text.as_bytes().to_vec() }
+    }
+
+    fn open(folder: &Path, limit: u64, last: u64) -> Journal {
+        Journal::open(folder, &"a".repeat(32), vec!["post".to_owned()], limit, last).unwrap()
+    }
+
+    #[test]
+    fn groups_and_large_accounts_are_sealed_in_order_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = open(folder.path(), 1 << 30, 0);
+        let mut large = journal.begin_large().unwrap();
+        journal.append_account(&revision("one"), &[&item(0, "[1]"), &item(0, "[22]")]).unwrap();
+        journal.append_account(&revision("two"), &[]).unwrap();
+        journal.append_large(&mut large, &[item(0, "[333]")]).unwrap();
+        journal.seal_group().unwrap();
+        journal.seal_large(large, &revision("three")).unwrap();
+        let mut lost = journal.begin_large().unwrap();
+        journal.append_large(&mut lost, &[item(0, "[4]")]).unwrap();
+        drop((journal, lost));
+
+        let mut journal = open(folder.path(), 1 << 30, 0);
+        let first = journal.next_after(0).unwrap().unwrap();
+        let items: Vec<_> = first.items().collect();
+        assert_eq!((first.number, items.len(), items[1].account), (1, 2, 0));
+        assert_eq!(first.read(&items[1], &mut Vec::new()).unwrap(), "[22]");
+        let second = journal.next_after(1).unwrap().unwrap();
+        assert_eq!(second.table.accounts[0].revision.did, "three");
+        assert!(journal.next_after(2).unwrap().is_none());
+        journal.forget_through(2).unwrap();
+        assert_eq!((journal.used_bytes(), journal.newest()), (0, 2));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(open(folder.path(), 1, 9).newest(), 9);
+    }
+
+    #[test]
+    fn space_is_a_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = open(folder.path(), 2 * STEP_BYTES, 0);
+        let (mut first, mut second) =
+            (journal.begin_large().unwrap(), journal.begin_large().unwrap());
+        journal.append_large(&mut first, &[item(0, "[1]")]).unwrap();
+        journal.append_large(&mut second, &[item(0, "[2]")]).unwrap();
+        let refused = journal.append_account(&revision("one"), &[&item(0, "[3]")]);
+        assert!(matches!(refused, Err(JournalError::NoRoom)));
+        journal.discard_large(second);
+        journal.append_account(&revision("one"), &[&item(0, "[3]")]).unwrap();
+        let huge = "x".repeat(usize::try_from(2 * STEP_BYTES).unwrap());
+        assert!(matches!(
+            journal.append_large(&mut first, &[item(0, &huge)]),
+            Err(JournalError::TooLarge)
+        ));
+        journal.seal_large(first, &revision("two")).unwrap();
+        let segment = journal.next_after(0).unwrap().unwrap();
+        assert_eq!(segment.items().count(), 1);
+    }
+
+    #[test]
+    fn every_damaged_byte_is_noticed_and_the_file_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = open(folder.path(), 1 << 30, 0);
+        journal.append_account(&revision("one"), &[&item(0, "[1,2,3]")]).unwrap();
+        journal.seal_group().unwrap();
+        let path = folder.path().join("00000001.seg");
+        let good = std::fs::read(&path).unwrap();
+        let read = || -> Result<(), StoreError> {
+            let segment = SegmentReader::open(&path, 1, &"a".repeat(32))?;
+            segment.items().try_for_each(|item| segment.read(&item, &mut Vec::new()).map(drop))
+        };
+        read().unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            std::fs::File::create(&path)
+                .and_then(|mut file| std::io::Write::write_all(&mut file, &bad))
+                .unwrap();
+            assert!(read().is_err(), "byte {at}");
+            assert!(path.exists());
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The door to the disk: data directory, budgets, spools, journal and the thread that applies it.
+
+pub mod apply;
+pub mod budget;
+pub mod data_dir;
+pub mod durable;
+pub mod error;
+pub mod items;
+pub mod journal;
+pub mod segment;
+pub mod spool;

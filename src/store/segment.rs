@@ -1,0 +1,186 @@
+//! Segments: proven accounts on disk, the unit of commit.
+//!
+//! ```text
+//!  header   8 bytes "SKYFSEG1", 32 bytes data id (hexadecimal)
+//!  payloads the queue items' bytes, one after another
+//!  table    JSON: queue labels, and for each account its revision and its items (queue, records, bytes, crc32c)
+//!  footer   table offset (8 bytes, little endian), table length (4), crc32c of the table (4), 8 bytes "SKYFEND1"
+//! ```
+//! The table's checksum covers the items' checksums, so every byte is covered. A reader believes nothing before it has
+//! checked it, and names file and place of what is wrong.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::account::Revision;
+use crate::store::error::StoreError;
+
+const HEADER_MAGIC: &[u8; 8] = b"SKYFSEG1";
+const FOOTER_MAGIC: &[u8; 8] = b"SKYFEND1";
+/// Bytes before the first payload.
+pub const HEADER_BYTES: u64 = 40;
+const FOOTER_BYTES: u64 = 24;
+const HEADER_LENGTH: usize = 40;
+const FOOTER_LENGTH: usize = 24;
+/// Bytes of a table; a group of tiny accounts has some hundred bytes for each.
+const TABLE_BYTES_MAX: u32 = 256 << 20;
+
+/// What a segment holds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Table {
+    /// Queue labels that items refer to by index.
+    pub labels: Vec<String>,
+    /// Accounts in order.
+    pub accounts: Vec<AccountEntry>,
+}
+
+/// One account of a segment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AccountEntry {
+    /// What was proven.
+    pub revision: Revision,
+    /// Its items in order.
+    pub items: Vec<ItemEntry>,
+}
+
+/// One queue item of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemEntry {
+    /// Index into the labels.
+    pub queue: u16,
+    /// Records in it.
+    pub records: u32,
+    /// Bytes of its payload.
+    pub bytes: u32,
+    /// CRC-32C of its payload.
+    pub crc: u32,
+}
+
+/// First bytes of a segment of the data directory `data_id` (32 hexadecimal digits).
+#[must_use]
+pub fn header(data_id: &str) -> Vec<u8> {
+    [HEADER_MAGIC.as_slice(), data_id.as_bytes()].concat()
+}
+
+/// Last bytes of a segment whose payloads end at `offset`.
+#[must_use]
+pub fn trailer(table: &Table, offset: u64) -> Vec<u8> {
+    // A table of plain strings and numbers always serialises.
+    let mut bytes = serde_json::to_vec(table).unwrap_or_default();
+    let (length, crc) = (u32::try_from(bytes.len()).unwrap_or(u32::MAX), crc32c::crc32c(&bytes));
+    bytes.extend(offset.to_le_bytes());
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(crc.to_le_bytes());
+    bytes.extend(FOOTER_MAGIC);
+    bytes
+}
+
+/// An open, checked segment.
+#[derive(Debug)]
+pub struct SegmentReader {
+    /// Its number.
+    pub number: u64,
+    /// What it holds.
+    pub table: Table,
+    path: PathBuf,
+    file: File,
+}
+
+/// An item's place in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Number of the item in the segment, from 0.
+    pub index: u64,
+    /// Index of its account.
+    pub account: usize,
+    /// What the table says.
+    pub entry: ItemEntry,
+    offset: u64,
+}
+
+impl SegmentReader {
+    /// Opens a segment and checks header, table and lengths.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], or [`StoreError::Config`] for another directory's segment.
+    pub fn open(path: &Path, number: u64, data_id: &str) -> Result<Self, StoreError> {
+        let failed = |error| StoreError::io(path, error);
+        let damaged =
+            |what: &str| StoreError::Damaged { path: path.to_owned(), what: what.to_owned() };
+        let file = File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        if length < HEADER_BYTES + FOOTER_BYTES {
+            return Err(damaged("too short"));
+        }
+        let mut head = [0; HEADER_LENGTH];
+        file.read_exact_at(&mut head, 0).map_err(failed)?;
+        if &head[..8] != HEADER_MAGIC {
+            return Err(damaged("no segment header"));
+        }
+        if &head[8..] != data_id.as_bytes() {
+            let path = path.display();
+            return Err(StoreError::Config(format!(
+                "{path} belongs to another data directory: remove it"
+            )));
+        }
+        let mut foot = [0; FOOTER_LENGTH];
+        file.read_exact_at(&mut foot, length - FOOTER_BYTES).map_err(failed)?;
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| foot[at + i]));
+        let offset = u64::from_le_bytes(std::array::from_fn(|i| foot[i]));
+        let (table_bytes, crc) = (word(8), word(12));
+        let fits = offset.checked_add(u64::from(table_bytes)) == Some(length - FOOTER_BYTES);
+        if &foot[16..] != FOOTER_MAGIC || !fits || table_bytes > TABLE_BYTES_MAX {
+            return Err(damaged("its footer is wrong"));
+        }
+        let mut table = vec![0; table_bytes as usize];
+        file.read_exact_at(&mut table, offset).map_err(failed)?;
+        if crc32c::crc32c(&table) != crc {
+            return Err(damaged("its table has a wrong checksum"));
+        }
+        let table: Table =
+            serde_json::from_slice(&table).map_err(|_| damaged("its table is unreadable"))?;
+        let reader = Self { number, table, path: path.to_owned(), file };
+        let end = reader
+            .items()
+            .last()
+            .map_or(HEADER_BYTES, |last| last.offset + u64::from(last.entry.bytes));
+        if end != offset {
+            return Err(damaged("its table does not fit its items"));
+        }
+        Ok(reader)
+    }
+
+    /// Its items in order.
+    pub fn items(&self) -> impl Iterator<Item = Placed> {
+        let mut offset = HEADER_BYTES;
+        let entries = self.table.accounts.iter().enumerate();
+        let entries =
+            entries.flat_map(|(account, it)| it.items.iter().map(move |entry| (account, *entry)));
+        (0..).zip(entries).map(move |(index, (account, entry))| {
+            let placed = Placed { index, account, entry, offset };
+            offset += u64::from(entry.bytes);
+            placed
+        })
+    }
+
+    /// Reads an item's payload into `buffer` and checks it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] with its place.
+    pub fn read<'b>(&self, item: &Placed, buffer: &'b mut Vec<u8>) -> Result<&'b str, StoreError> {
+        let damaged = || {
+            let what = format!("item {} at byte {} has a wrong checksum", item.index, item.offset);
+            StoreError::Damaged { path: self.path.clone(), what }
+        };
+        buffer.resize(item.entry.bytes as usize, 0);
+        let read = self.file.read_exact_at(buffer, item.offset);
+        read.map_err(|error| StoreError::io(&self.path, error))?;
+        if crc32c::crc32c(buffer) != item.entry.crc {
+            return Err(damaged());
+        }
+        simdutf8::basic::from_utf8(buffer).map_err(|_| damaged())
+    }
+}

@@ -5,12 +5,12 @@
 
 pub mod actor;
 pub mod clock;
+pub mod config;
 pub mod crash_point;
 pub mod domain;
 pub mod limits;
 pub mod repo;
 pub mod seed;
-//STAGES pub mod stages;
 pub mod sink;
 pub mod store;
 pub mod telemetry;

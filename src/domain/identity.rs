@@ -1,7 +1,9 @@
 //! What a DID document says about an account: its host, its signing key and its claimed handle.
 
+use serde::{Deserialize, Serialize};
+
 /// An account's identity as of one resolution (AT Protocol, "DID" section "DID Documents").
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// `serviceEndpoint` of the PDS, verbatim.
     pub endpoint: String,

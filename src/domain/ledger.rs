@@ -12,6 +12,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::identity::Identity;
 pub use crate::domain::ledger_event::{Effect, Event};
 use crate::domain::verdict::{Cause, Failure, LastError, Reason};
@@ -64,7 +66,7 @@ pub struct Moment {
 }
 
 /// Where an account stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Waits for a resolution.
     Queued,
@@ -103,7 +105,7 @@ impl State {
 }
 
 /// A verdict that stands only after the directory was asked again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Doubt {
     /// No verdict is pending.
     #[default]
@@ -115,7 +117,7 @@ pub enum Doubt {
 }
 
 /// What an account has only been getting, one refusal after the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Waiting {
     /// Neither of the two.
     #[default]
@@ -127,7 +129,7 @@ pub enum Waiting {
 }
 
 /// One account as the rules see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// Where it stands.
     pub state: State,
@@ -245,6 +247,10 @@ impl Account {
             ) => {
                 self.last_error = last_error.or(self.last_error);
                 self.park(reason)
+            }
+            (State::Done, Event::Again) => {
+                self.state = State::Queued;
+                self.available(policy, at)
             }
             (State::Parked(reason), Event::Retry) if reason != Reason::DidInvalid => {
                 let identity = self.identity.take();

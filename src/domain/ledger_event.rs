@@ -49,6 +49,8 @@ pub enum Event {
     },
     /// The operator puts it back.
     Retry,
+    /// It is done and shall be exported again, under another filter.
+    Again,
 }
 
 /// What follows from an event for those who schedule.

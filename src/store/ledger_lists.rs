@@ -1,0 +1,311 @@
+//! Lists and reports over the ledger's rows: which DIDs are wanted, what became of them, and putting them back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use serde::Serialize;
+
+use crate::domain::account::{AccountId, Revision};
+use crate::domain::ledger::{Account, Event};
+use crate::domain::verdict::Reason;
+use crate::store::error::StoreError;
+use crate::store::ledger_rows::{DONE, PARKED, Rows, state_number};
+
+/// A wanted DID, or what stood in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A well-formed DID.
+    Did(String),
+    /// Something else, under its cleaned text, with what is wrong with it.
+    Malformed {
+        /// What it is called in the ledger.
+        cleaned: String,
+        /// Why, and where it stood.
+        detail: String,
+    },
+}
+
+/// Which parked accounts to put back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All of them.
+    All,
+    /// Those of this reason or last error.
+    Word(String),
+    /// One.
+    Did(String),
+}
+
+/// Listed accounts by public state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Queued or ready.
+    pub queued: u64,
+    /// Resolving or fetching.
+    pub active: u64,
+    /// Waiting for their retry time.
+    pub retrying: u64,
+    /// Exported.
+    pub done: u64,
+    /// Given up.
+    pub parked: u64,
+}
+
+impl Counts {
+    /// Accounts with something left to do.
+    #[must_use]
+    pub const fn pending(&self) -> u64 {
+        self.queued + self.active + self.retrying
+    }
+
+    /// All listed accounts.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.pending() + self.done + self.parked
+    }
+}
+
+/// One account as a person sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Its DID, or the cleaned text in its place.
+    pub did: String,
+    /// Whether it is on the lists.
+    pub listed: bool,
+    /// What the rules know.
+    pub account: Account,
+    /// What was exported last.
+    pub revision: Option<Revision>,
+    /// How often it was exported.
+    pub edition: u32,
+    /// When it was done, ledger milliseconds.
+    pub done_at_ms: Option<i64>,
+}
+
+impl Rows {
+    /// Makes `wanted` the listed accounts, all or none; the others rest. Gives how many there are.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn list(&mut self, wanted: impl Iterator<Item = Wanted>) -> Result<u64, StoreError> {
+        self.batch(
+            "CREATE TEMP TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY); DELETE FROM wanted;",
+        )?;
+        for entry in wanted {
+            let (did, account) = match entry {
+                Wanted::Did(did) => (did, Account::default()),
+                Wanted::Malformed { cleaned, detail } => {
+                    (cleaned, Account::parked(Reason::DidInvalid, &detail))
+                }
+            };
+            let insert = "INSERT OR IGNORE INTO accounts (did, listed, state, alone, due_ms, reason, edition, rules)
+                          VALUES (?1, 0, ?2, 0, 0, ?3, 0, ?4)";
+            let state = state_number(account.state);
+            let reason = (state == PARKED).then_some(Reason::DidInvalid.as_str());
+            let rules = serde_json::to_string(&account).unwrap_or_default();
+            self.execute(insert, params![did, state, reason, rules])?;
+            self.execute(
+                "INSERT OR IGNORE INTO wanted SELECT id FROM accounts WHERE did = ?1",
+                [did],
+            )?;
+        }
+        self.batch(
+            "UPDATE accounts SET listed = 0 WHERE listed = 1 AND id NOT IN (SELECT id FROM wanted);
+             UPDATE accounts SET listed = 1 WHERE listed = 0 AND id IN (SELECT id FROM wanted);
+             DELETE FROM totals;
+             INSERT INTO totals SELECT state, ifnull(reason, ''), count(*) FROM accounts WHERE listed = 1
+                 GROUP BY state, reason;
+             DELETE FROM wanted;",
+        )?;
+        self.one("SELECT ifnull(sum(n), 0) FROM totals", &[]).map(i64::cast_unsigned)
+    }
+
+    /// Listed accounts by public state.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn counts(&self) -> Result<Counts, StoreError> {
+        counts(self.connection()).map_err(|error| self.failed(error))
+    }
+
+    /// Listed accounts that are done under another filter than `hash`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn done_under_another_filter(&self, hash: &str) -> Result<u64, StoreError> {
+        let select =
+            "SELECT count(*) FROM accounts WHERE listed = 1 AND state = 5 AND filter IS NOT ?1";
+        self.one(select, &[&hash]).map(i64::cast_unsigned)
+    }
+
+    /// Puts those accounts back, to be exported again; gives how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn refilter(&mut self, hash: &str) -> Result<usize, StoreError> {
+        let select = "SELECT id FROM accounts WHERE listed = 1 AND state = 5 AND filter IS NOT ?1";
+        let ids: Vec<i64> = self.select(select, [hash], |row| row.get(0))?;
+        ids.iter().try_for_each(|id| self.apply(AccountId(*id), Event::Again).map(drop))?;
+        Ok(ids.len())
+    }
+
+    /// Puts parked accounts back; gives how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn retry(&mut self, selection: &Selection) -> Result<usize, StoreError> {
+        let parked = "SELECT id FROM accounts WHERE state = 6";
+        let ids: Vec<i64> = match selection {
+            Selection::All => self.select(parked, [], |row| row.get(0))?,
+            Selection::Word(word) => {
+                let of_word = format!("{parked} AND (reason = ?1 OR last_error = ?1)");
+                self.select(&of_word, [word], |row| row.get(0))?
+            }
+            Selection::Did(did) => {
+                self.select(&format!("{parked} AND did = ?1"), [did], |row| row.get(0))?
+            }
+        };
+        let mut count = 0;
+        for id in ids {
+            let applied = self.apply(AccountId(id), Event::Retry)?;
+            count += usize::from(!applied.state.is_decided());
+        }
+        Ok(count)
+    }
+
+    fn batch(&self, sql: &str) -> Result<(), StoreError> {
+        self.connection().execute_batch(sql).map_err(|error| self.failed(error))
+    }
+}
+
+/// A reader of `state.db`, beside a writer or without one.
+pub struct Reader {
+    path: std::path::PathBuf,
+    connection: Connection,
+}
+
+impl Reader {
+    /// Opens `state.db` for reading.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let opened = Connection::open_with_flags(path, flags);
+        let connection = opened.map_err(|error| StoreError::sqlite(path, error))?;
+        Ok(Self { path: path.to_owned(), connection })
+    }
+
+    /// Listed accounts by public state.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn counts(&self) -> Result<Counts, StoreError> {
+        counts(&self.connection).map_err(|error| self.failed(error))
+    }
+
+    /// Parked listed accounts by reason.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn parked_by_reason(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        let sql = "SELECT reason, n FROM totals WHERE state = 6 AND n > 0";
+        let mut statement = self.connection.prepare(sql).map_err(|error| self.failed(error))?;
+        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
+        let rows = statement.query_map([], read).map_err(|error| self.failed(error))?;
+        rows.collect::<Result<_, _>>().map_err(|error| self.failed(error))
+    }
+
+    /// Hosts of listed accounts that are not decided: name, queued, active.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn hosts(&self) -> Result<Vec<(String, u64, u64)>, StoreError> {
+        let sql = "SELECT name, sum(state = 2), sum(state = 3) FROM accounts JOIN hosts ON hosts.id = host
+                   WHERE listed = 1 AND state IN (2, 3) GROUP BY host ORDER BY 2 DESC";
+        let mut statement = self.connection.prepare(sql).map_err(|error| self.failed(error))?;
+        let read = |row: &Row<'_>| {
+            let count = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
+            Ok((row.get(0)?, count(1)?, count(2)?))
+        };
+        let rows = statement.query_map([], read).map_err(|error| self.failed(error))?;
+        rows.collect::<Result<_, _>>().map_err(|error| self.failed(error))
+    }
+
+    /// Tells `each` of every listed account that is done, or, if not `done`, parked; in ledger order, never all at once.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn each(&self, done: bool, mut each: impl FnMut(Report)) -> Result<(), StoreError> {
+        let sql = format!("{REPORT} WHERE listed = 1 AND state = ?1 ORDER BY id");
+        let mut statement = self.connection.prepare(&sql).map_err(|error| self.failed(error))?;
+        let state = if done { DONE } else { PARKED };
+        let mut rows = statement.query([state]).map_err(|error| self.failed(error))?;
+        while let Some(row) = rows.next().map_err(|error| self.failed(error))? {
+            each(report(row).map_err(|error| self.failed(error))?);
+        }
+        Ok(())
+    }
+
+    /// Tells `each` of every account that was ever exported.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn each_exported(&self, mut each: impl FnMut(Report)) -> Result<(), StoreError> {
+        let sql = format!("{REPORT} WHERE revision IS NOT NULL ORDER BY id");
+        let mut statement = self.connection.prepare(&sql).map_err(|error| self.failed(error))?;
+        let mut rows = statement.query([]).map_err(|error| self.failed(error))?;
+        while let Some(row) = rows.next().map_err(|error| self.failed(error))? {
+            each(report(row).map_err(|error| self.failed(error))?);
+        }
+        Ok(())
+    }
+
+    /// One account, listed or not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn account(&self, did: &str) -> Result<Option<Report>, StoreError> {
+        let sql = format!("{REPORT} WHERE did = ?1");
+        let found = self.connection.query_row(&sql, [did], report).optional();
+        found.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: rusqlite::Error) -> StoreError {
+        StoreError::sqlite(&self.path, error)
+    }
+}
+
+const REPORT: &str = "SELECT did, listed, rules, revision, edition, done_at_ms FROM accounts";
+
+fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
+    let rules: String = row.get(2)?;
+    let revision: Option<String> = row.get(3)?;
+    Ok(Report {
+        did: row.get(0)?,
+        listed: row.get(1)?,
+        account: serde_json::from_str(&rules).unwrap_or_default(),
+        revision: revision.and_then(|text| serde_json::from_str(&text).ok()),
+        edition: row.get(4)?,
+        done_at_ms: row.get(5)?,
+    })
+}
+
+fn counts(connection: &Connection) -> rusqlite::Result<Counts> {
+    let mut statement =
+        connection.prepare_cached("SELECT state, sum(n) FROM totals GROUP BY state")?;
+    let mut rows = statement.query([])?;
+    let mut counts = Counts::default();
+    while let Some(row) = rows.next()? {
+        let (state, n): (i64, u64) = (row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned());
+        match state {
+            0 | 2 => counts.queued += n,
+            1 | 3 => counts.active += n,
+            4 => counts.retrying += n,
+            5 => counts.done += n,
+            _ => counts.parked += n,
+        }
+    }
+    Ok(counts)
+}

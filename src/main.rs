@@ -1,3 +1,127 @@
-//! The `skyfill` binary.
+//! The `skyfill` binary: arguments to actions to exit codes.
 
-fn main() {}
+use std::io::{self, Write};
+use std::process::ExitCode as ProcessExit;
+
+use clap::Parser;
+use skyfill::cli::{self, Cli, Command, Common};
+use skyfill::commands::backfill::{self, Backfill};
+use skyfill::commands::error::CommandError;
+use skyfill::commands::verify::Agreement;
+use skyfill::commands::{dry_run, retry, status, verify, verify_car};
+use skyfill::config::file::{self, Assignment, Loaded, Mode};
+use skyfill::config::settings::Settings;
+use skyfill::config::targets::ListSource;
+use skyfill::exit_code::ExitCode;
+use skyfill::ops::{logging, signals};
+use skyfill::pipeline::Surrounding;
+use skyfill::store::error::StoreError;
+use skyfill::store::ledger_lists::Selection;
+
+fn main() -> ProcessExit {
+    let outcome = match Cli::parse().command {
+        Command::Backfill(args) => run_backfill(&args),
+        Command::Status(args) => run_status(&args),
+        Command::Retry(args) => run_retry(&args),
+        Command::Verify(args) => run_verify(&args),
+        Command::Completions(args) => {
+            printed(cli::write_completions(args.shell, &mut io::stdout()))
+        }
+        Command::Man => printed(cli::write_man(&mut io::stdout())),
+    };
+    let code = outcome.unwrap_or_else(|error| {
+        // A closed stderr changes nothing about the exit code.
+        let _unseen = writeln!(io::stderr(), "skyfill: {error}");
+        error.exit_code()
+    });
+    code.into()
+}
+
+fn settings(common: &Common, assignments: &[Assignment]) -> Result<Settings, CommandError> {
+    let Loaded { settings, warnings } =
+        file::load(common.config.as_deref(), assignments, Mode::Backfill)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(settings)
+}
+
+fn run_backfill(args: &cli::Backfill) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.assignments())?;
+    let log = logging::init(&settings.log);
+    let sources = args.sources().unwrap_or_else(|| ListSource::configured(&settings.source));
+    if sources.is_empty() {
+        let text = "no accounts given: use --dids, --dids-file or --dids-queue, or set [source]";
+        return Err(CommandError::Usage(text.to_owned()));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;
+    let mut out = io::stdout().lock();
+    let surrounding = Surrounding::system();
+    let outcome = runtime.block_on(async {
+        if args.dry_run {
+            return dry_run::run(&settings, &sources, &surrounding, args.json, &mut out).await;
+        }
+        let stop = signals::stop_requested();
+        let stop = stop.map_err(|error| CommandError::Internal(error.to_string()))?;
+        let order = Backfill {
+            settings,
+            sources,
+            refilter: args.refilter,
+            json: args.json,
+            quiet: args.quiet,
+        };
+        backfill::run(&order, &surrounding, stop, &mut out).await
+    });
+    log.flush();
+    // Whatever still waits for the network or a disk does not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn run_status(args: &cli::Status) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    status::run(&settings.data_dir, args.did.as_deref(), args.json, &mut io::stdout())?;
+    Ok(ExitCode::Done)
+}
+
+fn run_retry(args: &cli::Retry) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    let selection = match (&args.did, &args.reason) {
+        (Some(did), _) => Selection::Did(did.clone()),
+        (None, Some(word)) => retry::selection_of_word(word)?,
+        (None, None) => Selection::All,
+    };
+    let count = retry::run(&settings.data_dir, &selection)?;
+    let text = if args.json {
+        format!("{}\n", serde_json::json!({ "retried": count }))
+    } else {
+        format!("{count} accounts put back; the next run takes them up\n")
+    };
+    printed(io::stdout().write_all(text.as_bytes()))
+}
+
+fn run_verify(args: &cli::Verify) -> Result<ExitCode, CommandError> {
+    let mut out = io::stdout();
+    let agreement = match &args.file {
+        Some(path) => verify_car::run(path, args.key.as_deref(), args.json, &mut out)?,
+        None => {
+            let settings = settings(&args.common, &args.common.assignments())?;
+            verify::run(&settings.data_dir, args.json, &mut out)?
+        }
+    };
+    Ok(match agreement {
+        Agreement::Agree => ExitCode::Done,
+        Agreement::Disagree => ExitCode::Failed,
+    })
+}
+
+/// A closed pipe on stdout is success: whoever read it has what it wanted.
+fn printed(written: io::Result<()>) -> Result<ExitCode, CommandError> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(StoreError::io(std::path::Path::new("stdout"), error).into())
+        }
+        _ => Ok(ExitCode::Done),
+    }
+}

@@ -31,7 +31,8 @@ fn ours(
     let framed = framer.finish()?;
     let (did, key) = (Did::parse(&account.did).unwrap(), account.key.did_key());
     let cancel = AtomicBool::new(false);
-    let mut walk = Walk::open(car, &framed, &Expected { did: &did, key: &key }, &cancel)?;
+    let mut walk =
+        Walk::open(car, &framed, &Expected { did: Some(&did), key: Some(&key) }, &cancel)?;
     let mut listing = Vec::new();
     while let Some(leaf) = walk.next_leaf()? {
         let LeafBlock::Held(bytes) = leaf.block else { panic!("a large leaf") };

@@ -1,3 +1,14 @@
 //! Configuration: the file as written, the settings that it means, and the DID lists.
 
+pub mod assign;
+pub mod file;
+pub mod keys;
+pub mod list_format;
+pub mod list_lines;
+pub mod list_queue;
+pub mod nearest;
+pub mod read;
 pub mod settings;
+pub mod targets;
+pub mod units;
+pub mod written;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::domain::filter::Filter;
+use crate::domain::filter::{Filter, Kind, Offsets, Outside, TypeEntry, Window};
 use crate::domain::ledger::LedgerPolicy;
 
 /// Everything that an operator can set, one section a field (DESIGN section 7, "Configuration").
@@ -47,7 +47,8 @@ pub struct Source {
 /// `[identity]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
-    /// PLC directory: `http` or `https`, with or without a path, never ending in `/`.
+    /// PLC directory: `http` or `https`, without user info, query or fragment. A path never ends in `/`; where there is
+    /// none, the URL's text ends in the `/` of the root, as `url::Url` always writes it.
     pub plc_url: url::Url,
     /// Requests per second to the directory, above 0.
     pub requests_per_second: f64,
@@ -118,12 +119,26 @@ impl Cidr {
         };
         let address: IpAddr = address.parse().ok()?;
         let bits_max = if address.is_ipv4() { 32 } else { 128 };
-        let prefix_bits = match bits {
+        let prefix_bits: u8 = match bits {
             Some(bits) if bits.bytes().all(|byte| byte.is_ascii_digit()) => bits.parse().ok()?,
             Some(_) => return None,
             None => bits_max,
         };
-        (prefix_bits <= bits_max).then_some(Self { address, prefix_bits })
+        let bits_of_mapped = prefix_bits.checked_sub(MAPPED_BITS);
+        match (address.to_canonical(), bits_of_mapped) {
+            _ if prefix_bits > bits_max => None,
+            (IpAddr::V4(address), Some(prefix_bits)) if bits_max == 128 => {
+                Some(Self { address: IpAddr::V4(address), prefix_bits })
+            }
+            (IpAddr::V4(_), None) if bits_max == 128 => None,
+            _ => Some(Self { address, prefix_bits }),
+        }
+    }
+
+    /// Whether it is every address there is.
+    #[must_use]
+    pub const fn is_everything(&self) -> bool {
+        self.prefix_bits == 0
     }
 
     /// Whether `address` is one of the network; an IPv4 address written as IPv6 is the IPv4 address.
@@ -149,6 +164,9 @@ impl std::fmt::Display for Cidr {
         write!(f, "{}/{}", self.address, self.prefix_bits)
     }
 }
+
+/// Bits before the IPv4 address in an IPv6 address that maps it (`::ffff:127.0.0.1`).
+const MAPPED_BITS: u8 = 96;
 
 /// `[retry]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,6 +230,99 @@ pub enum LogFormat {
     Json,
 }
 
+impl Default for Settings {
+    /// What `config/skyfill.toml` says, with the data directory of `backfill` and no source.
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("./skyfill-data"),
+            source: Source::default(),
+            filter: study(),
+            identity: Identity::default(),
+            fetch: Fetch::default(),
+            network: Network { allow: Vec::new(), ports: vec![443] },
+            retry: Retry::default(),
+            limits: Limits::default(),
+            rows_per_item: 1_000,
+            metrics: Metrics::default(),
+            log: Log { level: tracing::Level::INFO, format: LogFormat::Text },
+        }
+    }
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        #[expect(clippy::expect_used, reason = "invariant: a literal that a test parses")]
+        let plc_url = url::Url::parse("https://plc.directory").expect("invariant: a valid URL");
+        Self { plc_url, requests_per_second: 10.0, cache_ttl: HOUR * 24 }
+    }
+}
+
+impl Default for Fetch {
+    fn default() -> Self {
+        Self {
+            concurrency: 256,
+            host_requests_per_second: 9.0,
+            host_concurrency: 4,
+            address_requests_per_second: 100.0,
+            first_byte_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(30),
+            min_bytes_per_second: 64 << 10,
+            total_timeout: MINUTE * 30,
+            compression: Compression::Auto,
+            contact: String::new(),
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        let LedgerPolicy { attempts, base, max, host_patience, .. } = LedgerPolicy::default();
+        Self { attempts, base, max, host_patience }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            batch_size: 256,
+            memory: 256 << 20,
+            spool_memory: 4 << 20,
+            spool: 16 << 30,
+            repo_bytes: 4 << 30,
+            journal: 4 << 30,
+            disk_free: 1 << 30,
+            parsers: cores(),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 9464));
+        Self { listen: Some(listen), public: false }
+    }
+}
+
+/// The six kinds in the window of the study.
+fn study() -> Filter {
+    let window = Window {
+        start: "2024-09-27-00:00:00".to_owned(),
+        end: "2024-12-02-00:00:00".to_owned(),
+        outside: Outside::Bucket,
+        offsets: Offsets::Utc,
+    };
+    Filter { types: Kind::ALL.map(TypeEntry::Kind).to_vec(), window }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Parser threads behind `limits.parsers = 0`: one a core that this process may use.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 impl Settings {
     /// The numbers behind the ledger's rules.
     #[must_use]
@@ -241,10 +352,21 @@ mod tests {
         );
         assert!(!contains("127.0.0.0/8", "128.0.0.0") && !contains("::1/128", "::2"));
         assert!(contains("10.1.2.3", "10.1.2.3") && !contains("10.1.2.3", "10.1.2.4"));
+        assert!(
+            contains("::ffff:127.0.0.0/104", "127.9.9.9")
+                && !contains("::ffff:127.0.0.0/104", "128.0.0.1")
+        );
         assert!(contains("0.0.0.0/0", "9.9.9.9") && contains("::/0", "2001::1"));
-        for text in
-            ["", "1.2.3.4/33", "::1/129", "1.2.3.4/-1", "1.2.3.4/+8", "localhost/8", "1.2.3/8"]
-        {
+        for text in [
+            "",
+            "::ffff:1.2.3.4/64",
+            "1.2.3.4/33",
+            "::1/129",
+            "1.2.3.4/-1",
+            "1.2.3.4/+8",
+            "localhost/8",
+            "1.2.3/8",
+        ] {
             assert_eq!(Cidr::parse(text), None, "{text}");
         }
     }

@@ -221,8 +221,11 @@ impl Account {
                 self.detail.clear();
                 self.decide(State::Done)
             }
-            (State::Resolving | State::Fetching, Event::Failed { failure, host_was_usable }) => {
-                self.failed(&failure, host_was_usable, policy, at)
+            (State::Resolving | State::Fetching, Event::Failed { failure, host_usable_ms }) => {
+                let failed_before = self.failed_at_ms > 0;
+                let is_own =
+                    host_usable_ms.is_some_and(|ms| failed_before && ms > self.failed_at_ms);
+                self.failed(&failure, is_own, policy, at)
             }
             (State::Resolving | State::Fetching, Event::Lost { crashed: true }) => {
                 self.crashes += 1;
@@ -235,6 +238,7 @@ impl Account {
             (State::Resolving | State::Fetching, Event::Lost { .. } | Event::GivenBack) => {
                 self.back()
             }
+            (State::Resolving | State::Fetching, Event::NotBefore(at_ms)) => self.retry_at(at_ms),
             (State::Fetching, Event::TooLargeForNow) => {
                 self.large = true;
                 self.back()
@@ -307,7 +311,7 @@ impl Account {
     fn failed(
         &mut self,
         failure: &Failure,
-        host_was_usable: bool,
+        is_own_fault: bool,
         policy: &LedgerPolicy,
         at: Moment,
     ) -> Effect {
@@ -330,9 +334,7 @@ impl Account {
             Cause::RateLimited if is_patience_over => self.park(Reason::AttemptsExhausted),
             Cause::RateLimited => self.back(),
             Cause::Directory if is_patience_over => self.park(Reason::DirectoryUnavailable),
-            Cause::HostFault if host_was_usable => {
-                self.charge(Reason::AttemptsExhausted, policy, at)
-            }
+            Cause::HostFault if is_own_fault => self.charge(Reason::AttemptsExhausted, policy, at),
             Cause::HostFault | Cause::Directory => self.wait_for_retry(policy, at),
         }
     }
@@ -457,7 +459,7 @@ mod tests {
 
     fn failed(cause: Cause) -> Event {
         let failure = Failure::new(cause, Some(LastError::Timeout), "evidence");
-        Event::Failed { failure, host_was_usable: false }
+        Event::Failed { failure, host_usable_ms: None }
     }
 
     fn fetching(account: &mut Account, host: &str, now_ms: i64) {
@@ -549,13 +551,18 @@ mod tests {
     #[test]
     fn only_a_host_that_works_for_others_makes_its_faults_the_accounts_own() {
         let (policy, mut account) = (LedgerPolicy::default(), Account::default());
-        fetching(&mut account, "a", 0);
-        account.apply(failed(Cause::HostFault), &policy, at(0));
-        assert_eq!(account.attempts, 0);
-        fetching(&mut account, "a", 0);
-        let failure = Failure::new(Cause::HostFault, Some(LastError::Http5xx), "");
-        account.apply(Event::Failed { failure, host_was_usable: true }, &policy, at(0));
-        assert_eq!((account.attempts, account.last_error), (1, Some(LastError::Http5xx)));
+        let fault = |host_usable_ms| {
+            let failure = Failure::new(Cause::HostFault, Some(LastError::Http5xx), "");
+            Event::Failed { failure, host_usable_ms }
+        };
+        for (now_ms, host_usable_ms, attempts) in
+            [(100, Some(50), 0), (200, None, 0), (300, Some(150), 0), (400, Some(350), 1)]
+        {
+            fetching(&mut account, "a", now_ms);
+            account.apply(fault(host_usable_ms), &policy, at(now_ms));
+            assert_eq!(account.attempts, attempts, "at {now_ms}");
+        }
+        assert_eq!(account.last_error, Some(LastError::Http5xx));
     }
 
     #[test]

@@ -24,8 +24,8 @@ pub enum Event {
     Failed {
         /// How.
         failure: Failure,
-        /// Its host gave a usable answer since this account's previous failure.
-        host_was_usable: bool,
+        /// When its host last gave a usable answer, ledger time; `None`: never, or not in this process.
+        host_usable_ms: Option<i64>,
     },
     /// Its ticket was dropped.
     Lost {
@@ -34,6 +34,8 @@ pub enum Event {
     },
     /// Given back because the pipeline stops.
     GivenBack,
+    /// Given back because whoever it needs may not be asked before this ledger time, milliseconds.
+    NotBefore(i64),
     /// Given back because it needs spool or journal for itself.
     TooLargeForNow,
     /// The process died while it was leased.

@@ -25,11 +25,16 @@ pub struct Commit {
     pub data: Cid,
 }
 
-/// Reads the commit in `block` and checks that it is `did`'s, signed by `key`.
+/// Reads the commit in `block` and checks that it is `did`'s, signed by `key`, as far as these are given.
 ///
 /// # Errors
 /// [`RepoError::Tree`] for a malformed commit, [`RepoError::DidMismatch`], [`RepoError::Signature`].
-pub fn prove(cid: Cid, block: &[u8], did: &str, key: &PublicKey) -> Result<Commit, RepoError> {
+pub fn prove(
+    cid: Cid,
+    block: &[u8],
+    did: Option<&str>,
+    key: Option<&PublicKey>,
+) -> Result<Commit, RepoError> {
     let malformed = |what: &str| RepoError::tree(format!("the commit {what}"));
     let parsed: Ipld = serde_ipld_dagcbor::from_slice(block)
         .map_err(|error| malformed(&format!("is not DAG-CBOR: {error}")))?;
@@ -41,9 +46,12 @@ pub fn prove(cid: Cid, block: &[u8], did: &str, key: &PublicKey) -> Result<Commi
         Some(Ipld::Integer(VERSION)) => {}
         _ => return Err(malformed("is not of version 3")),
     }
-    let Some(Ipld::String(found)) = fields.get("did") else { return Err(malformed("has no did")) };
-    if found != did {
-        let (expected, found) = (did.to_owned(), crate::domain::did::cleaned(found));
+    let found = match fields.get("did") {
+        Some(Ipld::String(found)) => found.clone(),
+        _ => return Err(malformed("has no did")),
+    };
+    if let Some(expected) = did.filter(|expected| *expected != found) {
+        let (expected, found) = (expected.to_owned(), crate::domain::did::cleaned(&found));
         return Err(RepoError::DidMismatch { expected, found });
     }
     let rev = match fields.get("rev") {
@@ -57,6 +65,8 @@ pub fn prove(cid: Cid, block: &[u8], did: &str, key: &PublicKey) -> Result<Commi
     let data = data.ok_or_else(|| malformed("has no data link"))?;
     let unsigned = serde_ipld_dagcbor::to_vec(&Ipld::Map(fields))
         .map_err(|error| malformed(&format!("cannot be encoded: {error}")))?;
-    key.verify(&unsigned, &signature).map_err(RepoError::Signature)?;
-    Ok(Commit { cid, did: did.to_owned(), rev, data })
+    if let Some(key) = key {
+        key.verify(&unsigned, &signature).map_err(RepoError::Signature)?;
+    }
+    Ok(Commit { cid, did: found, rev, data })
 }

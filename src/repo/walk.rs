@@ -24,13 +24,13 @@ use crate::repo::mst::{Node, checked_key};
 
 pub use crate::repo::blocks::index_bytes;
 
-/// Who the repository must belong to.
-#[derive(Clone, Copy, Debug)]
+/// Who the repository must belong to. Only `skyfill verify FILE.car` leaves something open, and says so.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Expected<'a> {
-    /// The DID that was asked for.
-    pub did: &'a Did,
-    /// Its signing key as `did:key:...`.
-    pub key: &'a str,
+    /// The DID that was asked for; `None`: whatever the commit names.
+    pub did: Option<&'a Did>,
+    /// Its signing key as `did:key:...`; `None`: the signature is not checked.
+    pub key: Option<&'a str>,
 }
 
 /// A leaf of the tree.
@@ -86,15 +86,19 @@ impl<'s> Walk<'s> {
         cancel: &'s AtomicBool,
     ) -> Result<Self, RepoError> {
         let mut blocks = Blocks::index(source, framed)?;
-        let key = PublicKey::from_did_key(expected.key)
-            .ok_or(RepoError::Signature("the DID document's key is unusable"))?;
+        let unusable = RepoError::Signature("the DID document's key is unusable");
+        let key = match expected.key {
+            Some(key) => Some(PublicKey::from_did_key(key).ok_or(unusable)?),
+            None => None,
+        };
         if framed.root.codec != Codec::DagCbor {
             return Err(RepoError::tree("a root that is no commit"));
         }
         let section = find(&mut blocks, &framed.root, "the commit")?;
         let block =
             blocks.read(section)?.ok_or_else(|| RepoError::tree("a commit of over 2 MiB"))?;
-        let commit = commit::prove(framed.root, block, expected.did.as_str(), &key)?;
+        let commit =
+            commit::prove(framed.root, block, expected.did.map(Did::as_str), key.as_ref())?;
         let (stack, last_key) = (Vec::new(), Vec::new());
         let mut walk = Self { blocks, commit, stack, last_key, leaves: 0, cancel };
         let root = find(&mut walk.blocks, &walk.commit.data, "the root node")?;

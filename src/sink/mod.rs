@@ -1,3 +1,4 @@
 //! Where rows end up: each sink follows the journal with a position of its own.
 
 pub mod sqlite;
+pub mod sqlite_check;

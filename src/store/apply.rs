@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::crash_point;
 use crate::domain::account::Revision;
 use crate::store::error::StoreError;
+use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::segment::SegmentReader;
 
@@ -27,8 +28,8 @@ const SETTLE_SEGMENTS: u64 = 16;
 /// Nothing new for this long: settle what was applied.
 const SETTLE_QUIET_MILLISECONDS: u64 = 500;
 
-/// A full disk is tried again after this long.
-const DISK_FULL_RETRY_MILLISECONDS: u64 = 1_000;
+/// Who waits, in the log, when the disk is full.
+const WRITER: &str = "queues";
 
 /// Where a follower is: everything before this item of this segment is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,10 +94,8 @@ pub struct Progress {
     pub applied: u64,
     /// Last segment that was forgotten.
     pub forgotten: u64,
-    /// A full disk that is being waited for.
-    pub waiting: Option<String>,
-    /// What ended it.
-    pub failed: Option<Arc<StoreError>>,
+    /// It has ended, well or not.
+    pub ended: bool,
 }
 
 /// Wakes the applier and shows how far it is; cheap to clone.
@@ -121,6 +120,7 @@ impl Applier {
         journal: Arc<Mutex<Journal>>,
         sinks: Vec<Box<dyn Sink>>,
         mut ledger: Box<dyn LedgerFollower>,
+        health: Health,
     ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
         while let Some(segment) = lock(&journal).next_after(ledger.position())? {
             take_into_ledger(ledger.as_mut(), &segment)?;
@@ -128,9 +128,10 @@ impl Applier {
         // One waiting wake-up is enough for any number of segments; a second place is for the stop.
         let (wake, woken) = sync_channel(2);
         let begun = lock(&journal).forgotten();
-        let first = Progress { applied: begun, forgotten: begun, ..Progress::default() };
+        let first = Progress { applied: begun, forgotten: begun, ended: false };
         let (progress, watched) = watch::channel(first);
-        let thread = Thread { journal, sinks, ledger, progress, applied: begun, settled: begun };
+        let thread =
+            Thread { journal, sinks, ledger, health, progress, applied: begun, settled: begun };
         let named = std::thread::Builder::new().name("applier".to_owned());
         let path = std::path::Path::new("applier thread");
         let joined =
@@ -159,13 +160,13 @@ impl Applier {
     /// Waits until every follower has taken `segment`, or the applier has failed.
     pub async fn applied(&self, segment: u64) {
         let mut progress = self.progress.clone();
-        let _ended = progress.wait_for(|it| it.applied >= segment || it.failed.is_some()).await;
+        let _ended = progress.wait_for(|it| it.applied >= segment || it.ended).await;
     }
 
     /// Waits until journal space has been given back since `forgotten`.
     pub async fn forgotten_after(&self, forgotten: u64) {
         let mut progress = self.progress.clone();
-        let _ended = progress.wait_for(|it| it.forgotten > forgotten || it.failed.is_some()).await;
+        let _ended = progress.wait_for(|it| it.forgotten > forgotten || it.ended).await;
     }
 }
 
@@ -173,6 +174,7 @@ struct Thread {
     journal: Arc<Mutex<Journal>>,
     sinks: Vec<Box<dyn Sink>>,
     ledger: Box<dyn LedgerFollower>,
+    health: Health,
     progress: watch::Sender<Progress>,
     applied: u64,
     settled: u64,
@@ -181,10 +183,9 @@ struct Thread {
 impl Thread {
     fn run(mut self, woken: &Receiver<Command>) {
         if let Err(error) = self.follow(woken) {
-            tracing::error!(%error, "the journal can no longer be applied");
-            let error = Arc::new(error);
-            self.progress.send_modify(|progress| progress.failed = Some(error));
+            self.health.fail(error);
         }
+        self.progress.send_modify(|progress| progress.ended = true);
     }
 
     fn follow(&mut self, woken: &Receiver<Command>) -> Result<(), StoreError> {
@@ -214,14 +215,13 @@ impl Thread {
     fn apply_next(&mut self) -> Result<bool, StoreError> {
         let Some(segment) = lock(&self.journal).next_after(self.applied)? else { return Ok(false) };
         for sink in &mut self.sinks {
-            let progress = &self.progress;
-            wait_out_full_disk(progress, || sink.apply(&segment))?;
+            self.health.wait_out(WRITER, || sink.apply(&segment))?;
             // One follower has the segment, others do not: each goes on from its own position.
             crash_point!(SinkAppliedBeforeLedger);
         }
         if segment.number > self.ledger.position() {
-            let (ledger, progress) = (self.ledger.as_mut(), &self.progress);
-            wait_out_full_disk(progress, || take_into_ledger(ledger, &segment))?;
+            let ledger = self.ledger.as_mut();
+            self.health.wait_out(WRITER, || take_into_ledger(ledger, &segment))?;
         }
         // Everyone has it, nobody has synced it: the segment is still there.
         crash_point!(SegmentAppliedBeforeSettle);
@@ -233,10 +233,10 @@ impl Thread {
     fn settle(&mut self) -> Result<(), StoreError> {
         let mut positions = Vec::new();
         for sink in &mut self.sinks {
-            positions.extend(wait_out_full_disk(&self.progress, || sink.settle())?);
+            positions.extend(self.health.wait_out(WRITER, || sink.settle())?);
         }
         let ledger = self.ledger.as_mut();
-        wait_out_full_disk(&self.progress, || ledger.settle(positions.clone()))?;
+        self.health.wait_out(WRITER, || ledger.settle(positions.clone()))?;
         // Everyone has synced it: the segment is no longer needed, and is skipped if it is found again.
         crash_point!(SettledBeforeForget);
         self.settled = self.applied;
@@ -253,29 +253,6 @@ fn take_into_ledger(
 ) -> Result<(), StoreError> {
     let revisions = segment.table.accounts.iter().map(|account| account.revision.clone());
     ledger.apply(segment.number, revisions.collect())
-}
-
-#[allow(clippy::disallowed_methods, reason = "a thread of its own that only waits for disk space")]
-fn wait_out_full_disk<T>(
-    progress: &watch::Sender<Progress>,
-    mut work: impl FnMut() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    loop {
-        match work() {
-            Err(error) if error.is_full() => {
-                let text = error.to_string();
-                if progress.borrow().waiting.as_deref() != Some(&text) {
-                    tracing::error!(%error, "the disk is full");
-                }
-                progress.send_modify(|progress| progress.waiting = Some(text));
-                std::thread::sleep(Duration::from_millis(DISK_FULL_RETRY_MILLISECONDS));
-            }
-            done => {
-                progress.send_if_modified(|progress| progress.waiting.take().is_some());
-                return done;
-            }
-        }
-    }
 }
 
 fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {

@@ -8,13 +8,13 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::account::Revision;
 use crate::store::apply::{LedgerFollower, Position};
 use crate::store::error::StoreError;
+use crate::store::health::Health;
 use crate::store::ledger_rows::Rows;
 
 /// Jobs that may wait for the writer; each is a few hundred bytes.
@@ -23,30 +23,27 @@ const JOBS_WAITING_MAX: usize = 1_024;
 /// Jobs in one commit, so that a reply never waits for long.
 const GROUP_JOBS_MAX: usize = 512;
 
-/// A full disk is tried again after this long.
-const DISK_FULL_RETRY_MILLISECONDS: u64 = 1_000;
+/// Who waits, in the log, when the disk is full.
+const WRITER: &str = "ledger";
 
 /// Work on the rows. It may run more than once: a full disk undoes what it did.
 type Job = Box<dyn FnMut(&mut Rows) -> Result<Reply, StoreError> + Send>;
 type Reply = Box<dyn FnOnce() + Send>;
 
-/// What the writer thread finds.
-#[derive(Clone, Debug, Default)]
-pub struct LedgerHealth {
-    /// A full disk that is being waited for.
-    pub waiting: Option<String>,
-    /// What ended the thread.
-    pub failed: Option<Arc<StoreError>>,
+/// What the writer thread is sent.
+enum Order {
+    Run(Job),
+    Close,
 }
 
-/// Reaches the writer thread; cheap to clone. The thread ends when the last clone is dropped.
+/// Reaches the writer thread; cheap to clone. The thread ends with [`Ledger::close`], or when the last clone is dropped.
 #[derive(Clone)]
 pub struct Ledger {
-    jobs: mpsc::Sender<Job>,
-    health: watch::Receiver<LedgerHealth>,
+    jobs: mpsc::Sender<Order>,
+    health: Health,
 }
 
-/// The writer thread is gone; [`Ledger::health`] says why.
+/// The writer thread is gone; [`Health::failure`] says why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the ledger's writer has ended")]
 pub struct LedgerGone;
@@ -56,13 +53,16 @@ impl Ledger {
     ///
     /// # Errors
     /// The system's, if the thread cannot be started.
-    pub fn start(rows: Rows) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
+    pub fn start(
+        rows: Rows,
+        health: Health,
+    ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
         let (jobs, queue) = mpsc::channel(JOBS_WAITING_MAX);
-        let (health, watched) = watch::channel(LedgerHealth::default());
         let named = std::thread::Builder::new().name("ledger".to_owned());
-        let joined = named.spawn(move || write(rows, queue, &health));
+        let own = health.clone();
+        let joined = named.spawn(move || write(rows, queue, &own));
         let joined = joined.map_err(|error| StoreError::io(Path::new("ledger thread"), error))?;
-        Ok((Self { jobs, health: watched }, joined))
+        Ok((Self { jobs, health }, joined))
     }
 
     /// Runs `work` in the next commit and gives its result after it.
@@ -74,7 +74,7 @@ impl Ledger {
         work: impl FnMut(&mut Rows) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, LedgerGone> {
         let (job, result) = job(work);
-        self.jobs.send(job).await.map_err(|_| LedgerGone)?;
+        self.jobs.send(Order::Run(job)).await.map_err(|_| LedgerGone)?;
         result.await.map_err(|_| LedgerGone)
     }
 
@@ -87,14 +87,13 @@ impl Ledger {
         work: impl FnMut(&mut Rows) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, LedgerGone> {
         let (job, result) = job(work);
-        self.jobs.blocking_send(job).map_err(|_| LedgerGone)?;
+        self.jobs.blocking_send(Order::Run(job)).map_err(|_| LedgerGone)?;
         result.blocking_recv().map_err(|_| LedgerGone)
     }
 
-    /// What the writer finds.
-    #[must_use]
-    pub fn health(&self) -> watch::Receiver<LedgerHealth> {
-        self.health.clone()
+    /// Ends the writer thread after the jobs before; its WAL is then truncated.
+    pub async fn close(&self) {
+        let _gone = self.jobs.send(Order::Close).await;
     }
 }
 
@@ -115,58 +114,33 @@ fn job<T: Send + 'static>(
     (job, receiver)
 }
 
-fn write(mut rows: Rows, mut queue: mpsc::Receiver<Job>, health: &watch::Sender<LedgerHealth>) {
-    while let Some(first) = queue.blocking_recv() {
+fn write(mut rows: Rows, mut orders: mpsc::Receiver<Order>, health: &Health) {
+    let mut is_open = true;
+    while is_open && let Some(Order::Run(first)) = orders.blocking_recv() {
         let mut group = vec![first];
         while group.len() < GROUP_JOBS_MAX
-            && let Ok(next) = queue.try_recv()
+            && let Ok(next) = orders.try_recv()
         {
-            group.push(next);
-        }
-        loop {
-            match commit(&mut rows, &mut group) {
-                Ok(replies) => {
-                    if let Err(error) = wait_out_full_disk(health, || rows.sync_if_wanted()) {
-                        health.send_modify(|health| health.failed = Some(Arc::new(error)));
-                        return;
-                    }
-                    health.send_if_modified(|health| health.waiting.take().is_some());
-                    replies.into_iter().for_each(|reply| reply());
+            match next {
+                Order::Run(job) => group.push(job),
+                Order::Close => {
+                    is_open = false;
                     break;
                 }
-                Err(error) if error.is_full() => wait_for_space(health, &error),
-                Err(error) => {
-                    tracing::error!(%error, "the ledger can no longer be written");
-                    health.send_modify(|health| health.failed = Some(Arc::new(error)));
-                    return;
-                }
             }
+        }
+        let committed = health.wait_out(WRITER, || commit(&mut rows, &mut group));
+        let synced = committed.and_then(|replies| {
+            health.wait_out(WRITER, || rows.sync_if_wanted()).map(|()| replies)
+        });
+        match synced {
+            Ok(replies) => replies.into_iter().for_each(|reply| reply()),
+            Err(error) => return health.fail(error),
         }
     }
     if let Err(error) = rows.close() {
         tracing::warn!(%error, "the ledger's wal could not be truncated");
     }
-}
-
-fn wait_out_full_disk(
-    health: &watch::Sender<LedgerHealth>,
-    mut work: impl FnMut() -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    loop {
-        match work() {
-            Err(error) if error.is_full() => wait_for_space(health, &error),
-            done => return done,
-        }
-    }
-}
-
-#[allow(clippy::disallowed_methods, reason = "a thread of its own that only waits for disk space")]
-fn wait_for_space(health: &watch::Sender<LedgerHealth>, error: &StoreError) {
-    if health.borrow().waiting.is_none() {
-        tracing::error!(%error, "the disk is full");
-    }
-    health.send_modify(|health| health.waiting = Some(error.to_string()));
-    std::thread::sleep(Duration::from_millis(DISK_FULL_RETRY_MILLISECONDS));
 }
 
 fn commit(rows: &mut Rows, group: &mut [Job]) -> Result<Vec<Reply>, StoreError> {
@@ -193,13 +167,8 @@ impl Follower {
     }
 
     fn gone(&self) -> StoreError {
-        let text = self
-            .ledger
-            .health()
-            .borrow()
-            .failed
-            .as_ref()
-            .map_or_else(|| LedgerGone.to_string(), ToString::to_string);
+        let failure = self.ledger.health.failure();
+        let text = failure.map_or_else(|| LedgerGone.to_string(), |error| error.to_string());
         StoreError::Io { path: "state.db".into(), source: std::io::Error::other(text) }
     }
 }

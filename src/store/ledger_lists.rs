@@ -6,25 +6,13 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use serde::Serialize;
 
+use crate::config::targets::Target;
 use crate::domain::account::{AccountId, Revision};
+use crate::domain::did::DidMethod;
 use crate::domain::ledger::{Account, Event};
 use crate::domain::verdict::Reason;
 use crate::store::error::StoreError;
-use crate::store::ledger_rows::{DONE, PARKED, Rows, state_number};
-
-/// A wanted DID, or what stood in its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// A well-formed DID.
-    Did(String),
-    /// Something else, under its cleaned text, with what is wrong with it.
-    Malformed {
-        /// What it is called in the ledger.
-        cleaned: String,
-        /// Why, and where it stood.
-        detail: String,
-    },
-}
+use crate::store::ledger_rows::{DONE, PARKED, QUEUED, Rows};
 
 /// Which parked accounts to put back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,31 +72,31 @@ pub struct Report {
 }
 
 impl Rows {
-    /// Makes `wanted` the listed accounts, all or none; the others rest. Gives how many there are.
+    /// Makes `wanted` the listed accounts; the others rest. Gives how many there are, or the first error of `wanted`; with
+    /// an error, or with nothing wanted, nothing is changed.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn list(&mut self, wanted: impl Iterator<Item = Wanted>) -> Result<u64, StoreError> {
+    pub fn list<E>(
+        &mut self,
+        wanted: impl Iterator<Item = Result<Target, E>>,
+    ) -> Result<Result<u64, E>, StoreError> {
         self.batch(
-            "CREATE TEMP TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY); DELETE FROM wanted;",
+            "SAVEPOINT list;
+             CREATE TEMP TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY); DELETE FROM wanted;",
         )?;
-        for entry in wanted {
-            let (did, account) = match entry {
-                Wanted::Did(did) => (did, Account::default()),
-                Wanted::Malformed { cleaned, detail } => {
-                    (cleaned, Account::parked(Reason::DidInvalid, &detail))
+        for target in wanted {
+            match target {
+                Ok(target) => self.want(target)?,
+                Err(error) => {
+                    self.batch("ROLLBACK TO list; RELEASE list;")?;
+                    return Ok(Err(error));
                 }
-            };
-            let insert = "INSERT OR IGNORE INTO accounts (did, listed, state, alone, due_ms, reason, edition, rules)
-                          VALUES (?1, 0, ?2, 0, 0, ?3, 0, ?4)";
-            let state = state_number(account.state);
-            let reason = (state == PARKED).then_some(Reason::DidInvalid.as_str());
-            let rules = serde_json::to_string(&account).unwrap_or_default();
-            self.execute(insert, params![did, state, reason, rules])?;
-            self.execute(
-                "INSERT OR IGNORE INTO wanted SELECT id FROM accounts WHERE did = ?1",
-                [did],
-            )?;
+            }
+        }
+        if self.one::<bool>("SELECT NOT EXISTS (SELECT 1 FROM wanted)", &[])? {
+            self.batch("ROLLBACK TO list; RELEASE list;")?;
+            return Ok(Ok(0));
         }
         self.batch(
             "UPDATE accounts SET listed = 0 WHERE listed = 1 AND id NOT IN (SELECT id FROM wanted);
@@ -116,9 +104,31 @@ impl Rows {
              DELETE FROM totals;
              INSERT INTO totals SELECT state, ifnull(reason, ''), count(*) FROM accounts WHERE listed = 1
                  GROUP BY state, reason;
-             DELETE FROM wanted;",
+             DELETE FROM wanted; RELEASE list;",
         )?;
-        self.one("SELECT ifnull(sum(n), 0) FROM totals", &[]).map(i64::cast_unsigned)
+        self.one::<i64>("SELECT ifnull(sum(n), 0) FROM totals", &[]).map(|n| Ok(n.cast_unsigned()))
+    }
+
+    fn want(&mut self, target: Target) -> Result<(), StoreError> {
+        let insert = "INSERT OR IGNORE INTO accounts (did, listed, web, state, alone, due_ms, reason, edition, rules)
+                      VALUES (?1, 0, ?2, ?3, 0, 0, ?4, 0, ?5)";
+        let name = match &target {
+            Target::Did(did) => {
+                let is_web = did.method() == DidMethod::Web;
+                let nothing = None::<&str>;
+                self.execute(insert, params![did.as_str(), is_web, QUEUED, nothing, nothing])?;
+                did.as_str()
+            }
+            Target::Malformed { cleaned, detail } => {
+                let (reason, account) =
+                    (Reason::DidInvalid, Account::parked(Reason::DidInvalid, detail));
+                let rules = serde_json::to_string(&account).unwrap_or_default();
+                self.execute(insert, params![cleaned, false, PARKED, reason.as_str(), rules])?;
+                cleaned.as_str()
+            }
+        };
+        let select = "INSERT OR IGNORE INTO wanted SELECT id FROM accounts WHERE did = ?1";
+        self.execute(select, [name]).map(drop)
     }
 
     /// Listed accounts by public state.
@@ -169,7 +179,7 @@ impl Rows {
         let mut count = 0;
         for id in ids {
             let applied = self.apply(AccountId(id), Event::Retry)?;
-            count += usize::from(!applied.state.is_decided());
+            count += usize::from(!applied.after.state.is_decided());
         }
         Ok(count)
     }
@@ -233,31 +243,42 @@ impl Reader {
         rows.collect::<Result<_, _>>().map_err(|error| self.failed(error))
     }
 
-    /// Tells `each` of every listed account that is done, or, if not `done`, parked; in ledger order, never all at once.
+    /// Tells `each` of every listed account that is done, or, if not `done`, parked; in ledger order, one at a time. An error
+    /// of `each` ends it.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn each(&self, done: bool, mut each: impl FnMut(Report)) -> Result<(), StoreError> {
-        let sql = format!("{REPORT} WHERE listed = 1 AND state = ?1 ORDER BY id");
-        let mut statement = self.connection.prepare(&sql).map_err(|error| self.failed(error))?;
+    pub fn each(
+        &self,
+        done: bool,
+        each: impl FnMut(Report) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let state = if done { DONE } else { PARKED };
-        let mut rows = statement.query([state]).map_err(|error| self.failed(error))?;
-        while let Some(row) = rows.next().map_err(|error| self.failed(error))? {
-            each(report(row).map_err(|error| self.failed(error))?);
-        }
-        Ok(())
+        self.each_where("listed = 1 AND state = ?1", &[&state], each)
     }
 
     /// Tells `each` of every account that was ever exported.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn each_exported(&self, mut each: impl FnMut(Report)) -> Result<(), StoreError> {
-        let sql = format!("{REPORT} WHERE revision IS NOT NULL ORDER BY id");
+    pub fn each_exported(
+        &self,
+        each: impl FnMut(Report) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.each_where("revision IS NOT NULL", &[], each)
+    }
+
+    fn each_where(
+        &self,
+        condition: &str,
+        parameters: &[&dyn rusqlite::ToSql],
+        mut each: impl FnMut(Report) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let sql = format!("{REPORT} WHERE {condition} ORDER BY id");
         let mut statement = self.connection.prepare(&sql).map_err(|error| self.failed(error))?;
-        let mut rows = statement.query([]).map_err(|error| self.failed(error))?;
+        let mut rows = statement.query(parameters).map_err(|error| self.failed(error))?;
         while let Some(row) = rows.next().map_err(|error| self.failed(error))? {
-            each(report(row).map_err(|error| self.failed(error))?);
+            each(report(row).map_err(|error| self.failed(error))?)?;
         }
         Ok(())
     }
@@ -280,12 +301,12 @@ impl Reader {
 const REPORT: &str = "SELECT did, listed, rules, revision, edition, done_at_ms FROM accounts";
 
 fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
-    let rules: String = row.get(2)?;
+    let rules: Option<String> = row.get(2)?;
     let revision: Option<String> = row.get(3)?;
     Ok(Report {
         did: row.get(0)?,
         listed: row.get(1)?,
-        account: serde_json::from_str(&rules).unwrap_or_default(),
+        account: rules.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
         revision: revision.and_then(|text| serde_json::from_str(&text).ok()),
         edition: row.get(4)?,
         done_at_ms: row.get(5)?,

@@ -1,8 +1,8 @@
 //! The ledger's rows: `state.db`, one row a DID, and what its one writer does to them.
 //!
 //! ```text
-//!  meta       data id, last applied segment          hosts      names
-//!  accounts   the rules' state as JSON beside the columns that scheduling and counting need
+//!  meta       data id, last applied segment          hosts      names, and how long each gave no usable answer
+//!  accounts   the rules' state as JSON (null: as it began) beside the columns that scheduling and counting need
 //!  totals     listed accounts by state and reason, kept in the same transaction
 //!  queues     where each queue file was at the last settle
 //! ```
@@ -40,15 +40,16 @@ pub const PARKED: i64 = 6;
 
 const TABLES: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-    CREATE TABLE hosts (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL);
+    CREATE TABLE hosts (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, silence_ms INTEGER NOT NULL DEFAULT 0);
     CREATE TABLE accounts (
-        id INTEGER PRIMARY KEY, did TEXT UNIQUE NOT NULL, listed INTEGER NOT NULL, state INTEGER NOT NULL,
-        alone INTEGER NOT NULL, due_ms INTEGER NOT NULL, host INTEGER, reason TEXT, last_error TEXT,
-        edition INTEGER NOT NULL, rev TEXT, filter TEXT, rules TEXT NOT NULL, revision TEXT, done_at_ms INTEGER);
-    CREATE INDEX by_state ON accounts (state, alone, id) WHERE listed = 1;
+        id INTEGER PRIMARY KEY, did TEXT UNIQUE NOT NULL, listed INTEGER NOT NULL, web INTEGER NOT NULL,
+        state INTEGER NOT NULL, alone INTEGER NOT NULL, due_ms INTEGER NOT NULL, host INTEGER, reason TEXT, last_error TEXT,
+        edition INTEGER NOT NULL, rev TEXT, filter TEXT, rules TEXT, revision TEXT, done_at_ms INTEGER);
+    CREATE INDEX by_queue ON accounts (web, alone, id) WHERE listed = 1 AND state = 0;
     CREATE INDEX by_host ON accounts (host, alone, id) WHERE listed = 1 AND state = 2;
     CREATE INDEX by_due ON accounts (due_ms) WHERE listed = 1 AND state = 4;
     CREATE INDEX by_lease ON accounts (id) WHERE state IN (1, 3);
+    CREATE INDEX by_reason ON accounts (reason, id) WHERE state = 6;
     CREATE TABLE totals (state INTEGER, reason TEXT, n INTEGER, PRIMARY KEY (state, reason)) WITHOUT ROWID;
     CREATE TABLE queues (label TEXT PRIMARY KEY, segment INTEGER, item INTEGER) WITHOUT ROWID;";
 
@@ -61,6 +62,8 @@ pub struct Rows {
     chance: Chance,
     /// Changes to the totals since the transaction began.
     changes: HashMap<(i64, String), i64>,
+    /// What this process decided, committed and with the open transaction.
+    run: [RunCounts; 2],
     /// A settle waits for a synced commit.
     wants_sync: bool,
 }
@@ -68,12 +71,43 @@ pub struct Rows {
 /// What an event led to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Applied {
+    /// Whose.
+    pub id: AccountId,
+    /// It is on the lists; others rest wherever they stand.
+    pub listed: bool,
     /// What follows.
     pub effect: Effect,
-    /// Where the account stands now.
+    /// Where the account stood.
+    pub before: Place,
+    /// Where it stands now.
+    pub after: Place,
+    /// Name of the host that it stands at now.
+    pub host_name: Option<String>,
+}
+
+/// Where an account stands, as far as scheduling counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its state.
     pub state: State,
-    /// Row and name of its host, if that is known.
-    pub host: Option<(i64, String)>,
+    /// Row of its host, if that is known.
+    pub host: Option<i64>,
+    /// It may only run while nothing else does.
+    pub alone: bool,
+}
+
+/// What this process has decided so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct RunCounts {
+    /// Accounts exported.
+    pub done: u64,
+    /// Accounts parked.
+    pub parked: u64,
+    /// Records exported.
+    pub records: u64,
+    /// Bytes of the repositories that were exported.
+    #[serde(skip)]
+    pub repo_bytes: u64,
 }
 
 impl Rows {
@@ -120,6 +154,7 @@ impl Rows {
             clock,
             chance,
             changes: HashMap::new(),
+            run: [RunCounts::default(); 2],
             wants_sync: false,
         };
         Ok((rows, schema == 0))
@@ -160,6 +195,22 @@ impl Rows {
         found.map_err(|error| self.failed(error))
     }
 
+    /// Runs `work` in a transaction of its own, before the writer thread has the rows.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is changed then.
+    pub fn transaction<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.begin()?;
+        let done = work(self).and_then(|done| self.commit().map(|()| done));
+        if done.is_err() {
+            self.roll_back()?;
+        }
+        done
+    }
+
     /// Begins a group.
     pub(crate) fn begin(&mut self) -> Result<(), StoreError> {
         self.execute("BEGIN IMMEDIATE", []).map(drop)
@@ -173,6 +224,7 @@ impl Rows {
             self.execute(upsert, params![state, reason, change])?;
         }
         self.execute("COMMIT", []).map(drop)?;
+        self.run[0] = self.run[1];
         // What the group wrote survives the process from here on, and a power cut from the next settle on.
         crash_point!(LedgerCommitted);
         Ok(())
@@ -181,6 +233,7 @@ impl Rows {
     /// Undoes the group.
     pub(crate) fn roll_back(&mut self) -> Result<(), StoreError> {
         self.changes.clear();
+        self.run[1] = self.run[0];
         if self.connection.is_autocommit() {
             Ok(())
         } else {
@@ -199,49 +252,68 @@ impl Rows {
     /// # Errors
     /// [`StoreError`].
     pub fn apply(&mut self, id: AccountId, event: Event) -> Result<Applied, StoreError> {
-        let select = "SELECT state, reason, listed, rules, host FROM accounts WHERE id = ?1";
-        let found = self.connection.query_row(select, [id.0], |row| {
-            Ok((
-                row.get::<_, i64>(0)?,
-                row.get::<_, Option<String>>(1)?,
-                row.get::<_, bool>(2)?,
-                row.get::<_, String>(3)?,
-                row.get::<_, Option<i64>>(4)?,
-            ))
-        });
-        let (old_state, old_reason, listed, rules, mut host) =
-            found.map_err(|error| self.failed(error))?;
-        let path = self.path.clone();
-        let damaged = |_| StoreError::Damaged {
-            path: path.clone(),
-            what: format!("the row of account {} is unreadable", id.0),
-        };
-        let mut account: Account = serde_json::from_str(&rules).map_err(damaged)?;
+        let select = "SELECT reason, listed, rules, host FROM accounts WHERE id = ?1";
+        let row = self.one_row(select, [id.0], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?;
+        let (old_reason, listed, rules, host): (Option<String>, bool, Option<String>, _) = row;
+        let mut account = self.rules(id, rules.as_deref())?;
         let moment = Moment { now_ms: self.clock.wall_ms(), fraction: self.chance.fraction() };
+        let before = Place { state: account.state, host, alone: account.runs_alone() };
         let is_resolved = matches!(event, Event::Resolved(_));
         let effect = account.apply(event, &self.policy, moment);
+        let mut after = Place { state: account.state, host, alone: account.runs_alone() };
         if effect != Effect::Nothing {
             if is_resolved && let Some(identity) = &account.identity {
-                host = Some(self.host_id(&identity.host)?);
+                after.host = Some(self.host_id(&identity.host)?);
             }
-            let (state, reason) = (state_number(account.state), reason_word(account.state));
-            let update =
-                "UPDATE accounts SET state = ?2, alone = ?3, due_ms = ?4, host = ?5, reason = ?6,
-                          last_error = ?7, rules = ?8 WHERE id = ?1";
-            let (due_ms, last_error) =
-                (due_ms(account.state), account.last_error.map(|error| error.as_str()));
-            let text = serde_json::to_string(&account).map_err(damaged)?;
-            self.execute(
-                update,
-                params![id.0, state, account.runs_alone(), due_ms, host, reason, last_error, text],
-            )?;
+            self.write_account(id, &account, after)?;
             if listed {
-                self.count(old_state, old_reason.as_deref(), -1);
-                self.count(state, reason, 1);
+                self.count(state_number(before.state), old_reason.as_deref(), -1);
+                self.count(state_number(after.state), reason_word(after.state), 1);
             }
+            self.run[1].parked += u64::from(matches!(after.state, State::Parked(_)));
         }
-        let host = host.zip(account.identity.as_ref().map(|identity| identity.host.clone()));
-        Ok(Applied { effect, state: account.state, host })
+        let host_name = account.identity.map(|identity| identity.host);
+        Ok(Applied { id, listed, effect, before, after, host_name })
+    }
+
+    pub(crate) fn rules(&self, id: AccountId, text: Option<&str>) -> Result<Account, StoreError> {
+        let Some(text) = text else { return Ok(Account::default()) };
+        serde_json::from_str(text).map_err(|_| StoreError::Damaged {
+            path: self.path.clone(),
+            what: format!("the row of account {} is unreadable", id.0),
+        })
+    }
+
+    fn write_account(
+        &self,
+        id: AccountId,
+        account: &Account,
+        place: Place,
+    ) -> Result<(), StoreError> {
+        let update =
+            "UPDATE accounts SET state = ?2, alone = ?3, due_ms = ?4, host = ?5, reason = ?6,
+                      last_error = ?7, rules = ?8 WHERE id = ?1";
+        // Strings, numbers and options of them always serialise.
+        let text = serde_json::to_string(account).unwrap_or_default();
+        let columns = params![
+            id.0,
+            state_number(place.state),
+            place.alone,
+            due_ms(place.state),
+            place.host,
+            reason_word(place.state),
+            account.last_error.map(|error| error.as_str()),
+            text
+        ];
+        self.execute(update, columns).map(drop)
+    }
+
+    /// What this process has decided, as committed.
+    #[must_use]
+    pub fn run_counts(&self) -> RunCounts {
+        self.run[0]
     }
 
     /// Marks the accounts of a segment done, unless they are already.
@@ -264,6 +336,9 @@ impl Rows {
                 });
             let Some(id) = found.optional().map_err(|error| self.failed(error))? else { continue };
             self.apply(AccountId(id), Event::Exported)?;
+            self.run[1].done += 1;
+            self.run[1].records += revision.exported_total();
+            self.run[1].repo_bytes += revision.repo_bytes;
             let text = serde_json::to_string(revision).unwrap_or_default();
             let update = "UPDATE accounts SET edition = edition + 1, rev = ?2, filter = ?3, revision = ?4, done_at_ms = ?5 WHERE id = ?1";
             self.execute(
@@ -326,6 +401,17 @@ impl Rows {
             self.connection.prepare_cached(sql).map_err(|error| self.failed(error))?;
         let rows = statement.query_map(parameters, read).map_err(|error| self.failed(error))?;
         rows.collect::<Result<_, _>>().map_err(|error| self.failed(error))
+    }
+
+    pub(crate) fn one_row<T>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached(sql).map_err(|error| self.failed(error))?;
+        statement.query_row(parameters, read).map_err(|error| self.failed(error))
     }
 
     pub(crate) fn execute(

@@ -1,13 +1,17 @@
-//! What scheduling asks of the ledger's rows: leases, backlogs, what is due, and recovery. A lease is an event like any other;
-//! it is on disk when its job's reply is given.
+//! What scheduling asks of the ledger's rows: one batch of events and leases, backlogs, and recovery. A lease is an event like
+//! any other; it is on disk when its job's reply is given.
 
 use rusqlite::params;
 
 use crate::domain::account::AccountId;
 use crate::domain::identity::Identity;
-use crate::domain::ledger::{Account, Event, State};
+use crate::domain::ledger::{Event, State};
 use crate::store::error::StoreError;
-use crate::store::ledger_rows::{Applied, Rows};
+use crate::store::ledger_lists::Counts;
+use crate::store::ledger_rows::{Applied, Rows, RunCounts};
+
+/// Accounts that become due in one batch, so that a batch stays short.
+const PROMOTED_MAX: i64 = 1_000;
 
 /// A leased account.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,110 +28,239 @@ pub struct Leased {
     pub rev: Option<String>,
 }
 
+/// What the scheduler wants written and leased, in one transaction.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// What happened, in order.
+    pub events: Vec<(AccountId, Event)>,
+    /// Hosts (`None`: the directory) whose patience is over, and what that means for their waiting accounts.
+    pub patience: Vec<(Option<i64>, Event)>,
+    /// How long hosts have given no usable answer, milliseconds.
+    pub silences: Vec<(i64, i64)>,
+    /// Make what is due available.
+    pub promote: bool,
+    /// Accounts of `did:plc` to lease for resolution.
+    pub plc: usize,
+    /// Accounts of `did:web` to lease for resolution.
+    pub web: usize,
+    /// Hosts and how many of their ready accounts to lease.
+    pub hosts: Vec<(i64, usize)>,
+    /// Lease one account that runs alone.
+    pub alone: bool,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Batched {
+    /// Every account that was touched, in order.
+    pub applied: Vec<Applied>,
+    /// Leased for resolution, `did:plc`.
+    pub plc: Vec<Leased>,
+    /// Leased for resolution, `did:web`.
+    pub web: Vec<Leased>,
+    /// Leased for fetching, with their host.
+    pub fetch: Vec<(i64, Leased)>,
+    /// Leased to run alone; with a host if it goes to the fetcher.
+    pub alone: Option<(Option<i64>, Leased)>,
+    /// When the next account is due, ledger milliseconds.
+    pub next_due_ms: Option<i64>,
+    /// Listed accounts by state.
+    pub counts: Counts,
+    /// What this process had decided before this batch.
+    pub run: RunCounts,
+}
+
+/// A host as the ledger knows it at the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRow {
+    /// Its row.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// Ready accounts, those that run alone left out.
+    pub ready: u64,
+    /// How long it has given no usable answer, milliseconds.
+    pub silence_ms: i64,
+}
+
 impl Rows {
-    /// Leases up to `count` queued accounts for resolution; those that run alone only if `alone`.
+    /// Runs a batch.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn lease_queued(&mut self, count: usize, alone: bool) -> Result<Vec<Leased>, StoreError> {
-        let select = "SELECT id FROM accounts WHERE listed = 1 AND state = 0 AND alone = ?1 ORDER BY id LIMIT ?2";
-        let limit = i64::try_from(count).unwrap_or(i64::MAX);
-        let ids: Vec<i64> = self.select(select, params![alone, limit], |row| row.get(0))?;
-        ids.into_iter()
-            .map(|id| self.lease(id, Event::LeasedToResolve))
-            .filter_map(Result::transpose)
-            .collect()
+    pub fn run_batch(&mut self, batch: &Batch) -> Result<Batched, StoreError> {
+        let mut done = Batched { run: self.run_counts(), ..Batched::default() };
+        for (id, event) in &batch.events {
+            done.applied.push(self.apply(*id, event.clone())?);
+        }
+        for (host, event) in &batch.patience {
+            self.end_patience(*host, event, &mut done.applied)?;
+        }
+        for (host, silence_ms) in &batch.silences {
+            self.execute("UPDATE hosts SET silence_ms = ?2 WHERE id = ?1", [host, silence_ms])?;
+        }
+        if batch.promote {
+            self.promote_due(&mut done.applied)?;
+        }
+        done.plc = self.lease_queued(false, batch.plc, &mut done.applied)?;
+        done.web = self.lease_queued(true, batch.web, &mut done.applied)?;
+        for (host, count) in &batch.hosts {
+            let leased = self.lease_ready(*host, *count, &mut done.applied)?;
+            done.fetch.extend(leased.into_iter().map(|leased| (*host, leased)));
+        }
+        if batch.alone {
+            done.alone = self.lease_alone(&mut done.applied)?;
+        }
+        let next = "SELECT min(due_ms) FROM accounts WHERE listed = 1 AND state = 4";
+        done.next_due_ms = self.one(next, &[])?;
+        done.counts = self.counts()?;
+        Ok(done)
     }
 
-    /// Leases up to `count` ready accounts of `host` for fetching; those that run alone only if `alone`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn lease_ready(
+    fn lease_queued(
+        &mut self,
+        web: bool,
+        count: usize,
+        applied: &mut Vec<Applied>,
+    ) -> Result<Vec<Leased>, StoreError> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let select =
+            "SELECT id FROM accounts WHERE listed = 1 AND state = 0 AND web = ?1 AND alone = 0
+                      ORDER BY id LIMIT ?2";
+        let ids: Vec<i64> = self.select(select, params![web, limit(count)], |row| row.get(0))?;
+        self.lease_each(&ids, &Event::LeasedToResolve, applied)
+    }
+
+    fn lease_ready(
         &mut self,
         host: i64,
         count: usize,
-        alone: bool,
+        applied: &mut Vec<Applied>,
     ) -> Result<Vec<Leased>, StoreError> {
         let select =
-            "SELECT id FROM accounts WHERE listed = 1 AND state = 2 AND host = ?1 AND alone = ?2
-                      ORDER BY id LIMIT ?3";
-        let limit = i64::try_from(count).unwrap_or(i64::MAX);
-        let ids: Vec<i64> = self.select(select, params![host, alone, limit], |row| row.get(0))?;
-        let event = Event::LeasedToFetch { alone };
-        ids.into_iter()
-            .map(|id| self.lease(id, event.clone()))
-            .filter_map(Result::transpose)
-            .collect()
+            "SELECT id FROM accounts WHERE listed = 1 AND state = 2 AND host = ?1 AND alone = 0
+                      ORDER BY id LIMIT ?2";
+        let ids: Vec<i64> = self.select(select, params![host, limit(count)], |row| row.get(0))?;
+        self.lease_each(&ids, &Event::LeasedToFetch { alone: false }, applied)
     }
 
-    fn lease(&mut self, id: i64, event: Event) -> Result<Option<Leased>, StoreError> {
+    fn lease_alone(
+        &mut self,
+        applied: &mut Vec<Applied>,
+    ) -> Result<Option<(Option<i64>, Leased)>, StoreError> {
+        let ready = "SELECT id, host FROM accounts WHERE listed = 1 AND state = 2 AND alone = 1 ORDER BY id LIMIT 1";
+        let found: Vec<(i64, Option<i64>)> =
+            self.select(ready, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        for (id, host) in found {
+            let event = Event::LeasedToFetch { alone: true };
+            if let Some(leased) = self.lease(AccountId(id), event, applied)? {
+                return Ok(Some((host, leased)));
+            }
+        }
+        let queued = "SELECT id FROM accounts WHERE listed = 1 AND state = 0 AND alone = 1 ORDER BY id LIMIT 1";
+        let ids: Vec<i64> = self.select(queued, [], |row| row.get(0))?;
+        let leased = self.lease_each(&ids, &Event::LeasedToResolve, applied)?.pop();
+        Ok(leased.map(|leased| (None, leased)))
+    }
+
+    fn lease_each(
+        &mut self,
+        ids: &[i64],
+        event: &Event,
+        applied: &mut Vec<Applied>,
+    ) -> Result<Vec<Leased>, StoreError> {
+        let mut all = Vec::with_capacity(ids.len());
+        for id in ids {
+            all.extend(self.lease(AccountId(*id), event.clone(), applied)?);
+        }
+        Ok(all)
+    }
+
+    fn lease(
+        &mut self,
+        id: AccountId,
+        event: Event,
+        applied: &mut Vec<Applied>,
+    ) -> Result<Option<Leased>, StoreError> {
         let is_fetch = matches!(event, Event::LeasedToFetch { .. });
-        let applied = self.apply(AccountId(id), event)?;
-        if !matches!(applied.state, State::Resolving | State::Fetching) {
+        let moved = self.apply(id, event)?;
+        let is_leased = matches!(moved.after.state, State::Resolving | State::Fetching);
+        applied.push(moved);
+        if !is_leased {
             return Ok(None);
         }
         let select = "SELECT did, edition, rev, rules FROM accounts WHERE id = ?1";
-        let leased = self.connection().query_row(select, [id], |row| {
-            let rules: String = row.get(3)?;
-            let account: Account = serde_json::from_str(&rules).unwrap_or_default();
-            let identity = account.identity.filter(|_| is_fetch);
-            let (did, edition, rev) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(Leased { id: AccountId(id), did, identity, edition, rev })
-        });
-        leased.map(Some).map_err(|error| self.failed(error))
+        let row = self.one_row(select, [id.0], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Option<String>>(3)?))
+        })?;
+        let (did, edition, rev, rules) = row;
+        let identity = self.rules(id, rules.as_deref())?.identity.filter(|_| is_fetch);
+        Ok(Some(Leased { id, did, identity, edition, rev }))
     }
 
-    /// Gives back what was leased when the process died; gives how many.
+    /// Applies `event` to all that was leased: [`Event::ProcessDied`] after a crash, [`Event::GivenBack`] at a clean end.
+    /// Gives how many there were.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn recover(&mut self) -> Result<usize, StoreError> {
-        let ids: Vec<i64> =
-            self.select("SELECT id FROM accounts WHERE state IN (1, 3)", [], |row| row.get(0))?;
-        ids.iter().try_for_each(|id| self.apply(AccountId(*id), Event::ProcessDied).map(drop))?;
-        Ok(ids.len())
-    }
-
-    /// Makes what is due available; gives when the next is, in ledger milliseconds.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn promote_due(&mut self) -> Result<(Vec<Applied>, Option<i64>), StoreError> {
-        let due = "SELECT id FROM accounts WHERE listed = 1 AND state = 4 AND due_ms <= ?1 ORDER BY due_ms LIMIT 1000";
-        let ids: Vec<i64> = self.select(due, [self.now_ms()], |row| row.get(0))?;
-        let promoted: Result<Vec<Applied>, _> =
-            ids.into_iter().map(|id| self.apply(AccountId(id), Event::Due)).collect();
-        let next = "SELECT min(due_ms) FROM accounts WHERE listed = 1 AND state = 4";
-        let next = self.connection().query_row(next, [], |row| row.get(0));
-        Ok((promoted?, next.map_err(|error| self.failed(error))?))
-    }
-
-    /// Ends the waiting accounts of a host (or, without one, of the directory) whose patience is over.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn end_patience(&mut self, host: Option<i64>, event: &Event) -> Result<usize, StoreError> {
-        let of_host = "SELECT id FROM accounts WHERE listed = 1 AND host = ?1 AND state IN (2, 4)";
-        let of_directory =
-            "SELECT id FROM accounts WHERE listed = 1 AND state IN (0, 4) AND host IS ?1";
-        let select = if host.is_some() { of_host } else { of_directory };
-        let ids: Vec<i64> = self.select(select, params![host], |row| row.get(0))?;
+    pub fn end_leases(&mut self, event: &Event) -> Result<usize, StoreError> {
+        let select = "SELECT id FROM accounts WHERE state IN (1, 3)";
+        let ids: Vec<i64> = self.select(select, [], |row| row.get(0))?;
         ids.iter().try_for_each(|id| self.apply(AccountId(*id), event.clone()).map(drop))?;
         Ok(ids.len())
     }
 
-    /// Hosts with ready accounts: row, name, how many, how many of them run alone.
+    fn promote_due(&mut self, applied: &mut Vec<Applied>) -> Result<(), StoreError> {
+        let due = "SELECT id FROM accounts WHERE listed = 1 AND state = 4 AND due_ms <= ?1 ORDER BY due_ms LIMIT ?2";
+        let ids: Vec<i64> = self.select(due, [self.now_ms(), PROMOTED_MAX], |row| row.get(0))?;
+        for id in ids {
+            applied.push(self.apply(AccountId(id), Event::Due)?);
+        }
+        Ok(())
+    }
+
+    /// Ends the waiting accounts of a host whose patience is over; of the directory, those that wait to be resolved.
+    fn end_patience(
+        &mut self,
+        host: Option<i64>,
+        event: &Event,
+        applied: &mut Vec<Applied>,
+    ) -> Result<(), StoreError> {
+        let ids: Vec<i64> = match host {
+            Some(host) => self.select(
+                "SELECT id FROM accounts WHERE listed = 1 AND host = ?1 AND state IN (2, 4)",
+                [host],
+                |row| row.get(0),
+            )?,
+            None => self.select(
+                "SELECT id FROM accounts WHERE listed = 1 AND web = 0 AND (state = 0 OR (state = 4 AND host IS NULL))",
+                [],
+                |row| row.get(0),
+            )?,
+        };
+        for id in ids {
+            applied.push(self.apply(AccountId(id), event.clone())?);
+        }
+        Ok(())
+    }
+
+    /// Hosts with ready accounts or a silence.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn backlog(&self) -> Result<Vec<(i64, String, u64, u64)>, StoreError> {
-        let select =
-            "SELECT host, name, count(*), sum(alone) FROM accounts JOIN hosts ON hosts.id = host
-                      WHERE listed = 1 AND state = 2 GROUP BY host";
+    pub fn host_rows(&self) -> Result<Vec<HostRow>, StoreError> {
+        let select = "SELECT id, name, silence_ms, (SELECT count(*) FROM accounts
+                          WHERE listed = 1 AND state = 2 AND host = hosts.id AND alone = 0) AS ready
+                      FROM hosts WHERE ready > 0 OR silence_ms > 0";
         self.select(select, [], |row| {
-            let count = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
-            Ok((row.get(0)?, row.get(1)?, count(2)?, count(3)?))
+            let ready = row.get::<_, i64>(3)?.cast_unsigned();
+            Ok(HostRow { id: row.get(0)?, name: row.get(1)?, silence_ms: row.get(2)?, ready })
         })
     }
+}
+
+fn limit(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -5,6 +5,7 @@ pub mod budget;
 pub mod data_dir;
 pub mod durable;
 pub mod error;
+pub mod health;
 pub mod items;
 pub mod journal;
 pub mod ledger;

@@ -4,9 +4,9 @@
 //! `DATA/spool` beyond that; a file is gone with its process. Disk is reserved in steps of 64 MiB out of `limits.spool`.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -87,6 +87,12 @@ impl SpoolPool {
         Spool { pool: self.clone(), place, bytes: 0 }
     }
 
+    /// Where its files are made.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Bytes reserved on disk.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
@@ -95,10 +101,10 @@ impl SpoolPool {
 }
 
 impl Spool {
-    /// Appends `bytes`.
+    /// Appends `bytes`: all of them, or none if the disk is full, so that the same call can be made again.
     ///
     /// # Errors
-    /// [`SpoolError`]; what was written before is then worth nothing.
+    /// [`SpoolError`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         let length = self.bytes + bytes.len() as u64;
         if !self.has_memory_for(length) {
@@ -108,7 +114,7 @@ impl Spool {
             Place::Memory { bytes: held, .. } => held.extend_from_slice(bytes),
             Place::Disk { file, share } => {
                 share.grow_to(length)?;
-                file.write_all(bytes).map_err(SpoolError::Disk)?;
+                file.write_all_at(bytes, self.bytes).map_err(SpoolError::Disk)?;
             }
         }
         self.bytes = length;
@@ -147,8 +153,8 @@ impl Spool {
         let Place::Memory { bytes, .. } = &self.place else { return Ok(()) };
         let mut share = DiskReservation { disk: Arc::clone(&self.pool.disk), bytes: 0 };
         share.grow_to(bytes.len() as u64)?;
-        let mut file = tempfile::tempfile_in(&self.pool.folder).map_err(SpoolError::Disk)?;
-        file.write_all(bytes).map_err(SpoolError::Disk)?;
+        let file = tempfile::tempfile_in(&self.pool.folder).map_err(SpoolError::Disk)?;
+        file.write_all_at(bytes, 0).map_err(SpoolError::Disk)?;
         self.place = Place::Disk { file, share };
         Ok(())
     }

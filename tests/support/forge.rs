@@ -1,7 +1,7 @@
 //! Forges repositories: records, MST, signed commit and CAR, from a seed, with libraries that skyfill's engine does not use
 //! for it. Broken ones too: what to break is an option.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cid::Cid;
 use cid::multihash::Multihash;
@@ -44,6 +44,23 @@ impl Key {
             }
         };
         format!("z{}", bs58::encode(bytes).into_string())
+    }
+
+    /// The uncompressed public key as legacy verification methods have it, without a codec.
+    pub fn legacy_multibase(&self) -> String {
+        let bytes = match self {
+            Self::K256(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
+            Self::P256(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
+        };
+        format!("z{}", bs58::encode(bytes).into_string())
+    }
+
+    /// The legacy verification method's type.
+    pub fn legacy_type(&self) -> &'static str {
+        match self {
+            Self::K256(_) => "EcdsaSecp256k1VerificationKey2019",
+            Self::P256(_) => "EcdsaSecp256r1VerificationKey2019",
+        }
     }
 
     pub fn did_key(&self) -> String {
@@ -128,6 +145,8 @@ pub struct Account {
     pub rev: String,
     /// Key (`collection/rkey`) to record bytes, in key order.
     pub records: BTreeMap<String, Vec<u8>>,
+    /// Keys of records whose blocks have the raw codec.
+    pub raw_keys: BTreeSet<String>,
 }
 
 pub fn did_from_seed(seed: u64) -> String {
@@ -144,8 +163,13 @@ pub fn tid(number: u64) -> String {
 }
 
 pub fn cid_of(bytes: &[u8]) -> Cid {
+    cid_with(0x71, bytes)
+}
+
+/// CID of `bytes` under `codec`.
+pub fn cid_with(codec: u64, bytes: &[u8]) -> Cid {
     let digest = Multihash::<64>::wrap(0x12, &Sha256::digest(bytes)).unwrap();
-    Cid::new_v1(0x71, digest)
+    Cid::new_v1(codec, digest)
 }
 
 pub fn encode(value: &Ipld) -> Vec<u8> {
@@ -169,11 +193,22 @@ impl Account {
             key: Key::from_seed(seed),
             rev: tid(0x0006_0000_0000_0000 + seed),
             records: BTreeMap::new(),
+            raw_keys: BTreeSet::new(),
         }
     }
 
     pub fn put(&mut self, collection: &str, rkey: &str, record: &Ipld) {
         self.records.insert(format!("{collection}/{rkey}"), encode(record));
+    }
+
+    fn record_cid(&self, key: &str, bytes: &[u8]) -> Cid {
+        cid_with(if self.raw_keys.contains(key) { 0x55 } else { 0x71 }, bytes)
+    }
+
+    /// CID of the record at `index` in key order.
+    fn nth_cid(&self, index: usize) -> Cid {
+        let (key, bytes) = self.records.iter().nth(index).unwrap();
+        self.record_cid(key, bytes)
     }
 
     /// Blocks of the tree: nodes in walk order with the records between them, and the root.
@@ -183,7 +218,7 @@ impl Account {
             .iter()
             .map(|(key, bytes)| Leaf {
                 key,
-                cid: cid_of(bytes),
+                cid: self.record_cid(key, bytes),
                 bytes,
                 depth: depth(key.as_bytes()),
             })
@@ -224,13 +259,13 @@ impl Account {
         let commit = self.commit(data, options);
         let root = cid_of(&commit);
         if let Some(index) = options.corrupt_record {
-            let wanted = cid_of(self.records.values().nth(index).unwrap());
+            let wanted = self.nth_cid(index);
             let block = blocks.iter_mut().find(|block| block.cid == wanted).unwrap();
             let last = block.bytes.len() - 1;
             block.bytes[last] ^= 1;
         }
         if let Some(index) = options.missing_record {
-            let wanted = cid_of(self.records.values().nth(index).unwrap());
+            let wanted = self.nth_cid(index);
             blocks.retain(|block| block.cid != wanted);
         }
         if options.missing_node {

@@ -1,4 +1,13 @@
 //! What tests and the demo share: a generated network with an oracle, none of it made with skyfill's own code.
+//!
+//! ```text
+//!  value, time, records   what can be written into a repository, and what it means
+//!  world                  accounts and records from one seed          forge   their trees, commits and CARs
+//!  oracle                 the rows and counts that they must become   judge   the queues against the oracle
+//!  network                running servers: plc, pds (on server), with faults by script
+//!  proc                   the real binary as a child process
+//! ```
+//! The servers and the processes live in real time, so this may read the clock that the program itself may not.
 #![allow(
     dead_code,
     missing_docs,
@@ -6,8 +15,24 @@
     clippy::expect_used,
     clippy::panic,
     clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
     clippy::print_stdout,
     clippy::print_stderr
 )]
 
+pub mod faults;
 pub mod forge;
+pub mod judge;
+pub mod network;
+pub mod oracle;
+pub mod pds;
+pub mod plc;
+pub mod proc;
+pub mod records;
+pub mod server;
+pub mod time;
+pub mod value;
+pub mod world;
+
+#[allow(unused_imports, reason = "not every test has a network")]
+pub use network::{Network, demo_network};

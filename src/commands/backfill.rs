@@ -1,0 +1,142 @@
+//! `skyfill backfill`: one shot, until every given DID is done or parked.
+//!
+//! ```text
+//!  lists ──> ledger ──> pipeline ──finished | interrupted | failed──> stop ──> summary ──> exit code
+//! ```
+//! It works on, counts and exits by exactly the DIDs it was given, including those decided before; others in the ledger rest.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::commands::error::CommandError;
+use crate::commands::summary::{self, Run};
+use crate::config::settings::Settings;
+use crate::config::targets::{self, ListSource};
+use crate::domain::filter::TypeEntry;
+use crate::exit_code::ExitCode;
+use crate::ops::progress;
+use crate::pipeline::{Data, OtherFilter, Pipeline, PipelineEnd, Surrounding};
+use crate::store::error::StoreError;
+use crate::store::ledger_lists::{Counts, Reader};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Backfill {
+    /// The configuration.
+    pub settings: Settings,
+    /// The DIDs.
+    pub sources: Vec<ListSource>,
+    /// Export done accounts again if the filter differs.
+    pub refilter: bool,
+    /// The summary is one JSON object.
+    pub json: bool,
+    /// No progress.
+    pub quiet: bool,
+}
+
+/// Runs a backfill until everything is decided or `stop` resolves; the summary goes to `out`.
+///
+/// # Errors
+/// [`CommandError`]; if the pipeline had started, the summary has been written all the same.
+pub async fn run(
+    order: &Backfill,
+    surrounding: &Surrounding,
+    stop: impl Future<Output = ()> + Send,
+    out: &mut dyn Write,
+) -> Result<ExitCode, CommandError> {
+    let clock = &surrounding.clock;
+    let begun = clock.now();
+    let mut data = Data::open(&order.settings, clock, &surrounding.chance)?;
+    list(&mut data, &order.sources)?;
+    if let Some(OtherFilter { accounts }) = data.check_filter(order.refilter)? {
+        return Err(CommandError::Filter { accounts });
+    }
+    let ledger = data.ledger_path();
+    let pipeline = Pipeline::start(data, &order.settings, surrounding).await?;
+    let (end, interrupted) = wait(&pipeline, order, surrounding, stop).await;
+    let progress = pipeline.progress();
+    let stopped = pipeline.stop().await;
+    let decided = progress.borrow().run;
+    let failure = failure(end, stopped);
+    let run = Run {
+        took: clock.now().duration_since(begun),
+        decided,
+        ended_ms: clock.wall_ms(),
+        interrupted,
+        failed: failure.is_some(),
+        labels: order.settings.filter.types.iter().map(TypeEntry::label).collect(),
+    };
+    let reader = Reader::open(&ledger)?;
+    let counts = write(order, &reader, &run, out)?;
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(exit_code(&counts, &run)),
+    }
+}
+
+fn list(data: &mut Data, sources: &[ListSource]) -> Result<(), CommandError> {
+    match data.list(targets::open(sources)?)?? {
+        0 => Err(CommandError::Usage(
+            "the list holds no DID: name one with --dids or --dids-file, or in [source]".to_owned(),
+        )),
+        accounts => {
+            tracing::info!(accounts, "accounts listed");
+            Ok(())
+        }
+    }
+}
+
+/// Waits for the end; gives it, and whether it was asked for from outside.
+async fn wait(
+    pipeline: &Pipeline,
+    order: &Backfill,
+    surrounding: &Surrounding,
+    stop: impl Future<Output = ()>,
+) -> (Option<PipelineEnd>, bool) {
+    let condition = pipeline.condition();
+    let waiting = move || condition.borrow().full.values().next().cloned();
+    let shown = async {
+        if order.quiet {
+            return std::future::pending().await;
+        }
+        progress::show(surrounding.clock.clone(), pipeline.progress(), waiting).await;
+    };
+    tokio::select! {
+        end = pipeline.ended() => (Some(end), false),
+        () = stop => (None, true),
+        () = shown => (None, false),
+    }
+}
+
+fn failure(end: Option<PipelineEnd>, stopped: Result<(), Arc<StoreError>>) -> Option<CommandError> {
+    match (end, stopped) {
+        (Some(PipelineEnd::Failed(error)), _) | (_, Err(error)) => {
+            Some(CommandError::Failed(error))
+        }
+        (Some(PipelineEnd::RestartStorm(stage)), _) => Some(CommandError::RestartStorm(stage)),
+        (Some(PipelineEnd::Finished) | None, Ok(())) => None,
+    }
+}
+
+fn write(
+    order: &Backfill,
+    reader: &Reader,
+    run: &Run,
+    out: &mut dyn Write,
+) -> Result<Counts, CommandError> {
+    if order.json {
+        summary::write_json(reader, run, out)?;
+    } else {
+        summary::write_text(reader, run, &order.settings.data_dir.join("queue"), out)?;
+    }
+    Ok(reader.counts()?)
+}
+
+fn exit_code(counts: &Counts, run: &Run) -> ExitCode {
+    match () {
+        () if run.interrupted => ExitCode::Interrupted,
+        () if counts.pending() > 0 => ExitCode::Failed,
+        () if counts.parked > 0 => ExitCode::SomeParked,
+        () => ExitCode::Done,
+    }
+}

@@ -1,0 +1,10 @@
+//! Commands: arguments to actions to exit codes.
+
+pub mod backfill;
+pub mod dry_run;
+pub mod error;
+pub mod retry;
+pub mod status;
+pub mod summary;
+pub mod verify;
+pub mod verify_car;

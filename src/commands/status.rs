@@ -1,0 +1,126 @@
+//! `skyfill status`: counts by state and reason, hosts, and one account's history, read from the ledger beside whoever writes it.
+
+use std::io::Write;
+use std::path::Path;
+
+use indicatif::HumanCount;
+use serde_json::{Value, json};
+
+use crate::clock::wall_text;
+use crate::commands::error::CommandError;
+use crate::commands::retry::ledger_in;
+use crate::commands::summary::Sums;
+use crate::domain::ledger::State;
+use crate::store::error::StoreError;
+use crate::store::ledger_lists::{Reader, Report};
+
+/// Writes the status of `data_dir`, or of one account in it.
+///
+/// # Errors
+/// [`CommandError`]: no ledger there, no such account, or the disk.
+pub fn run(
+    data_dir: &Path,
+    did: Option<&str>,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<(), CommandError> {
+    let reader = Reader::open(&ledger_in(data_dir)?)?;
+    let text = match did {
+        Some(did) => {
+            let unknown =
+                || CommandError::Usage(format!("{did} was never listed in {}", data_dir.display()));
+            let report = reader.account(did)?.ok_or_else(unknown)?;
+            if as_json { format!("{}\n", account(&report)) } else { account_text(&report) }
+        }
+        None => {
+            let value = whole(&reader)?;
+            if as_json { format!("{value}\n") } else { whole_text(&value) }
+        }
+    };
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    Ok(written.map_err(|error| StoreError::io(Path::new("stdout"), error))?)
+}
+
+/// The whole as one JSON object; what only a running process knows is null.
+fn whole(reader: &Reader) -> Result<Value, StoreError> {
+    let hosts: Vec<Value> = reader
+        .hosts()?
+        .into_iter()
+        .map(|(host, queued, active)| {
+            json!({"host": host, "state": null, "active": active, "queued": queued, "resume_at": null})
+        })
+        .collect();
+    let counts = reader.counts()?;
+    Ok(json!({
+        "accounts": counts,
+        "parked": reader.parked_by_reason()?,
+        "records": Sums::read(reader, &[])?.records,
+        "hosts": hosts,
+        "bound_by": null,
+        "eta_seconds": null,
+    }))
+}
+
+fn whole_text(status: &Value) -> String {
+    let list = |value: &Value| {
+        let counts = value.as_object().into_iter().flatten();
+        let shown: Vec<String> = counts
+            .filter_map(|(word, count)| Some(format!("{word} {}", HumanCount(count.as_u64()?))))
+            .collect();
+        if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+    };
+    let mut text = format!(
+        "accounts  {}\nparked    {}\nrecords   {}\n",
+        list(&status["accounts"]),
+        list(&status["parked"]),
+        list(&status["records"])
+    );
+    for host in status["hosts"].as_array().into_iter().flatten().take(10) {
+        let name = host["host"].as_str().unwrap_or_default();
+        text +=
+            &format!("host      {name}: {} queued, {} active\n", host["queued"], host["active"]);
+    }
+    text
+}
+
+fn account(report: &Report) -> Value {
+    let account = &report.account;
+    let reason = if let State::Parked(reason) = account.state { Some(reason) } else { None };
+    let next =
+        if let State::RetryAt(at_ms) = account.state { Some(wall_text(at_ms)) } else { None };
+    let revision = report.revision.as_ref();
+    let identity = account.identity.as_ref();
+    json!({
+        "did": report.did,
+        "listed": report.listed,
+        "state": account.state.public(),
+        "reason": reason,
+        "last_error": account.last_error,
+        "detail": account.detail,
+        "attempts": account.attempts,
+        "crashes": account.crashes,
+        "process_deaths": account.process_deaths,
+        "host": identity.map(|identity| &identity.host),
+        "handle": identity.and_then(|identity| identity.handle.as_ref()),
+        "next_attempt": next,
+        "done_at": report.done_at_ms.map(wall_text),
+        "rev": revision.map(|revision| &revision.rev),
+        "commit_cid": revision.map(|revision| &revision.commit_cid),
+        "repo_bytes": revision.map(|revision| revision.repo_bytes),
+        "leaves": revision.map(|revision| revision.leaves),
+        "records": revision.map(|revision| &revision.exported),
+        "skipped": revision.map(|revision| &revision.skipped),
+        "rejected": revision.map(|revision| &revision.rejected),
+    })
+}
+
+fn account_text(report: &Report) -> String {
+    let value = account(report);
+    let lines = value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    lines
+        .map(|(key, value)| match value.as_str() {
+            Some(text) => format!("{key:15} {text}\n"),
+            None => format!("{key:15} {value}\n"),
+        })
+        .collect()
+}

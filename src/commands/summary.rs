@@ -1,0 +1,261 @@
+//! The summary of a run: text for people, one JSON object for programs (DESIGN section 7, "Summary and status").
+//!
+//! It is read from the ledger, account by account, and written while it is read: a list of ten million accounts is never held.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{HumanBytes, HumanCount};
+use serde_json::{Value, json};
+
+use crate::clock::wall_text;
+use crate::domain::account::{REJECTED, Revision, SKIPPED};
+use crate::domain::ledger::State;
+use crate::store::error::StoreError;
+use crate::store::ledger_lists::{Counts, Reader, Report};
+use crate::store::ledger_rows::RunCounts;
+
+/// What a summary says beside the ledger.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// How long the run took.
+    pub took: Duration,
+    /// What it decided.
+    pub decided: RunCounts,
+    /// When it ended, ledger milliseconds.
+    pub ended_ms: i64,
+    /// It was asked to stop before everything was decided.
+    pub interrupted: bool,
+    /// Something other than an account failed.
+    pub failed: bool,
+    /// Labels of the exported types, in configured order.
+    pub labels: Vec<String>,
+}
+
+/// Sums over the done accounts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Exported records by label.
+    pub records: BTreeMap<String, u64>,
+    /// Skipped records by reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// Rejected records by reason.
+    pub rejected: BTreeMap<String, u64>,
+    /// Bytes of their repositories.
+    pub repo_bytes: u64,
+}
+
+impl Sums {
+    /// Adds up every listed done account.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn read(reader: &Reader, labels: &[String]) -> Result<Self, StoreError> {
+        let zeros = |words: &[&str]| words.iter().map(|word| ((*word).to_owned(), 0)).collect();
+        let mut sums = Self {
+            records: labels.iter().map(|label| (label.clone(), 0)).collect(),
+            skipped: zeros(&SKIPPED),
+            rejected: zeros(&REJECTED),
+            repo_bytes: 0,
+        };
+        reader.each(true, |report| {
+            if let Some(revision) = report.revision {
+                sums.add(&revision);
+            }
+            Ok(())
+        })?;
+        Ok(sums)
+    }
+
+    fn add(&mut self, revision: &Revision) {
+        let add = |into: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>| {
+            for (word, count) in from {
+                *into.entry(word.clone()).or_default() += count;
+            }
+        };
+        add(&mut self.records, &revision.exported);
+        add(&mut self.skipped, &revision.skipped);
+        add(&mut self.rejected, &revision.rejected);
+        self.repo_bytes += revision.repo_bytes;
+    }
+}
+
+/// The service's status code: all done, some not, or failed.
+#[must_use]
+pub fn status_code(counts: &Counts, run: &Run) -> u16 {
+    match () {
+        () if run.failed => 500,
+        () if counts.parked > 0 || counts.pending() > 0 => 207,
+        () => 200,
+    }
+}
+
+/// Writes the summary as one JSON object.
+///
+/// # Errors
+/// [`StoreError`] of the ledger; of `out`, named `stdout`.
+pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(), StoreError> {
+    let (counts, sums) = (reader.counts()?, Sums::read(reader, &run.labels)?);
+    let head = json!({
+        "service": "backfill_sync",
+        "timestamp": wall_text(run.ended_ms),
+        "status_code": status_code(&counts, run),
+        "accounts": {"done": counts.done, "parked": counts.parked},
+        "records": sums.records,
+        "skipped": sums.skipped,
+        "rejected": sums.rejected,
+        "repo_bytes": sums.repo_bytes,
+        "seconds": run.took.as_secs_f64(),
+        "this_run": run.decided,
+        "interrupted": run.interrupted,
+    });
+    let head = head.to_string();
+    let unwritten = |error| StoreError::io(Path::new("stdout"), error);
+    let open = head.strip_suffix('}').unwrap_or(&head);
+    write!(out, "{open},\"parked\":[").map_err(unwritten)?;
+    write_each(reader, false, parked, out)?;
+    out.write_all(b"],\"users\":[").map_err(unwritten)?;
+    write_each(reader, true, user, out)?;
+    out.write_all(b"]}\n").and_then(|()| out.flush()).map_err(unwritten)
+}
+
+fn write_each(
+    reader: &Reader,
+    done: bool,
+    entry: impl Fn(Report) -> Value,
+    out: &mut dyn Write,
+) -> Result<(), StoreError> {
+    let mut is_first = true;
+    reader.each(done, |report| {
+        let comma = if std::mem::take(&mut is_first) { "" } else { "," };
+        let written = write!(out, "{comma}{}", entry(report));
+        written.map_err(|error| StoreError::io(Path::new("stdout"), error))
+    })
+}
+
+fn parked(report: Report) -> Value {
+    let reason = match report.account.state {
+        State::Parked(reason) => Some(reason),
+        _ => None,
+    };
+    json!({
+        "did": report.did,
+        "reason": reason,
+        "last_error": report.account.last_error,
+        "attempts": report.account.attempts,
+        "detail": report.account.detail,
+    })
+}
+
+/// A user's metadata in the Python service's own forms, and what is ours.
+#[must_use]
+pub fn user(report: Report) -> Value {
+    let revision = report.revision.unwrap_or_default();
+    let identity = report.account.identity;
+    let handle = identity.as_ref().and_then(|identity| identity.handle.clone());
+    let types: Vec<&str> = revision.exported.keys().map(String::as_str).collect();
+    json!({
+        "did": report.did,
+        "bluesky_handle": handle.unwrap_or_default(),
+        "types": types.join(","),
+        "total_records": revision.exported_total(),
+        "total_records_by_type": python_json(&revision.exported),
+        "pds_service_endpoint": identity.map(|identity| identity.endpoint).unwrap_or_default(),
+        "timestamp": wall_text(report.done_at_ms.unwrap_or_default()),
+        "rev": revision.rev,
+        "commit_cid": revision.commit_cid,
+        "repo_bytes": revision.repo_bytes,
+        "leaves": revision.leaves,
+        "skipped": revision.skipped,
+        "rejected": revision.rejected,
+    })
+}
+
+/// Counts as Python's `json.dumps` writes them; labels are plain ASCII.
+fn python_json(counts: &BTreeMap<String, u64>) -> String {
+    let pairs: Vec<String> =
+        counts.iter().map(|(label, count)| format!("\"{label}\": {count}")).collect();
+    format!("{{{}}}", pairs.join(", "))
+}
+
+/// Writes the summary for people.
+///
+/// # Errors
+/// [`StoreError`] of the ledger; of `out`, named `stdout`.
+pub fn write_text(
+    reader: &Reader,
+    run: &Run,
+    queues: &Path,
+    out: &mut dyn Write,
+) -> Result<(), StoreError> {
+    let (counts, sums) = (reader.counts()?, Sums::read(reader, &run.labels)?);
+    let reasons = reader.parked_by_reason()?;
+    let text = text(&counts, &sums, &reasons, run, queues);
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error: io::Error| StoreError::io(Path::new("stdout"), error))
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rates for people"
+)]
+fn text(
+    counts: &Counts,
+    sums: &Sums,
+    reasons: &BTreeMap<String, u64>,
+    run: &Run,
+    queues: &Path,
+) -> String {
+    let list = |counts: &BTreeMap<String, u64>| {
+        let shown: Vec<String> = counts
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(word, count)| format!("{word} {}", HumanCount(*count)))
+            .collect();
+        if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+    };
+    let seconds = run.took.as_secs_f64();
+    let rate = (run.decided.records as f64 / seconds.max(0.001)) as u64;
+    let mut text = String::new();
+    if run.interrupted {
+        text += "interrupted: run the same command again, it goes on where it was\n";
+    }
+    text += &format!(
+        "accounts  {} of {} done, {} parked, {} left\n",
+        HumanCount(counts.done),
+        HumanCount(counts.total()),
+        HumanCount(counts.parked),
+        HumanCount(counts.pending())
+    );
+    if counts.parked > 0 {
+        text += &format!("parked    {}\n", list(reasons));
+    }
+    text += &format!("records   {}\n", list(&sums.records));
+    text += &format!("skipped   {}\n", list(&sums.skipped));
+    text += &format!("rejected  {}\n", list(&sums.rejected));
+    text += &format!(
+        "this run  {} accounts, {} records in {seconds:.1} s, {} records/s; {} of repositories in all\n",
+        HumanCount(run.decided.done + run.decided.parked),
+        HumanCount(run.decided.records),
+        HumanCount(rate),
+        HumanBytes(sums.repo_bytes)
+    );
+    text += &format!("queues    {}\n", queues.display());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_written_the_way_python_writes_them() {
+        let counts = BTreeMap::from([("post".to_owned(), 2), ("like".to_owned(), 10)]);
+        assert_eq!(python_json(&counts), r#"{"like": 10, "post": 2}"#);
+        assert_eq!(python_json(&BTreeMap::new()), "{}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Progress: how far, how fast, and when it will be done. One block on a terminal, a line a minute otherwise.
+//!
+//! The remaining time is what is left over the pace of the last two minutes of work, so that it follows hosts that slow down
+//! or come back; it is told once a twentieth of the work or some seconds give it a base.
+
+use std::collections::VecDeque;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use tokio::sync::watch;
+
+use crate::clock::{Clock, Instant};
+use crate::stages::scheduler::Progress;
+
+/// Time over which the pace is measured.
+const PACE_WINDOW: Duration = Duration::from_secs(120);
+
+/// How often a sample is taken, and the block on a terminal is drawn.
+const SAMPLE: Duration = Duration::from_millis(500);
+
+/// How often a line is written where there is no terminal.
+const LINE: Duration = Duration::from_secs(60);
+
+/// Less time than this is no base for an estimate.
+const BASE: Duration = Duration::from_secs(2);
+
+/// Estimates the remaining time from what was decided when.
+#[derive(Debug, Default)]
+pub struct Meter {
+    samples: VecDeque<(Instant, u64, u64)>,
+}
+
+impl Meter {
+    /// At `now`, so many accounts and records were decided in this run.
+    pub fn sample(&mut self, now: Instant, decided: u64, records: u64) {
+        self.samples.push_back((now, decided, records));
+        let is_old = |first: &(Instant, u64, u64)| now.duration_since(first.0) > PACE_WINDOW;
+        while self.samples.len() > 2 && self.samples.front().is_some_and(is_old) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Accounts and records per second over the window; zero without a base.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "rates for people")]
+    pub fn rates(&self) -> (f64, f64) {
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
+            return (0.0, 0.0);
+        };
+        let seconds = last.0.duration_since(first.0).as_secs_f64();
+        if seconds < BASE.as_secs_f64() {
+            return (0.0, 0.0);
+        }
+        let per_second = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
+        (per_second(first.1, last.1), per_second(first.2, last.2))
+    }
+
+    /// Time until `pending` accounts are decided; `None` without a base.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
+    pub fn remaining(&self, pending: u64) -> Option<Duration> {
+        let (accounts, _) = self.rates();
+        let seconds = pending as f64 / accounts;
+        (accounts > 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+}
+
+/// Shows progress on stderr until it is dropped; `waiting` says what everything waits for, if it does.
+pub async fn show(
+    clock: Clock,
+    progress: watch::Receiver<Progress>,
+    waiting: impl Fn() -> Option<String> + Send,
+) {
+    let is_terminal = std::io::stderr().is_terminal();
+    let bar = if is_terminal { Some(bar()) } else { None };
+    let _clear = bar.as_ref().map(ClearOnDrop);
+    let (mut meter, mut last_line) = (Meter::default(), clock.now());
+    loop {
+        tokio::time::sleep(SAMPLE).await;
+        let Progress { counts, run, .. } = *progress.borrow();
+        let now = clock.now();
+        meter.sample(now, run.done + run.parked, run.records);
+        let text = line(&meter, counts.total(), counts.done, counts.parked, counts.pending());
+        let text = waiting().map_or(text.clone(), |what| format!("{text}, waiting: {what}"));
+        match &bar {
+            Some(bar) => {
+                bar.set_length(counts.total());
+                bar.set_position(counts.done + counts.parked);
+                bar.set_message(text);
+            }
+            None if now.duration_since(last_line) >= LINE => {
+                last_line = now;
+                // A closed stderr is no reason to stop working.
+                let _unseen = writeln!(std::io::stderr(), "{text}");
+            }
+            None => {}
+        }
+    }
+}
+
+fn line(meter: &Meter, total: u64, done: u64, parked: u64, pending: u64) -> String {
+    let (accounts, records) = meter.rates();
+    let decided = done + parked;
+    let eta = match meter.remaining(pending) {
+        Some(remaining) => format!("done in about {}", HumanDuration(remaining)),
+        None => "no estimate yet".to_owned(),
+    };
+    format!(
+        "{} of {} accounts, {} parked, {accounts:.1} accounts/s, {records:.0} records/s, {eta}",
+        HumanCount(decided),
+        HumanCount(total),
+        HumanCount(parked)
+    )
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {msg}");
+    let bar = ProgressBar::new(0);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+struct ClearOnDrop<'b>(&'b ProgressBar);
+
+impl Drop for ClearOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_estimate_follows_the_pace_of_the_last_minutes() {
+        let (clock, mut meter) = (Clock::system(), Meter::default());
+        let begun = clock.now();
+        meter.sample(begun, 0, 0);
+        assert_eq!(meter.remaining(100), None);
+        for second in 1..=300 {
+            meter.sample(begun + Duration::from_secs(second), second * 10, second * 1_000);
+        }
+        assert_eq!(meter.remaining(600), Some(Duration::from_secs(60)));
+        for second in 301..=600 {
+            meter.sample(begun + Duration::from_secs(second), 3_000 + (second - 300), 0);
+        }
+        assert_eq!(meter.remaining(60), Some(Duration::from_secs(60)));
+        assert!(
+            line(&meter, 1_000, 900, 40, 60)
+                .starts_with("940 of 1,000 accounts, 40 parked, 1.0 accounts/s")
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! Data: an opened data directory, brought up to date, before anything runs over it.
+//!
+//! ```text
+//!  lock -> queues without a ledger? -> ledger -> segments into the ledger -> leases of a dead process end -> lists
+//! ```
+//! What is sealed but not applied to the queues is applied in the background once the pipeline runs.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::clock::Clock;
+use crate::config::settings::Settings;
+use crate::config::targets::Target;
+use crate::domain::ledger::Event;
+use crate::seed::Chance;
+use crate::store::apply::Position;
+use crate::store::data_dir::DataDir;
+use crate::store::error::StoreError;
+use crate::store::journal::Journal;
+use crate::store::ledger_rows::Rows;
+use crate::transform::Transformer;
+
+/// Name of the ledger in a data directory.
+pub const LEDGER_FILE: &str = "state.db";
+
+/// An opened data directory; while this lives, it is ours alone.
+pub struct Data {
+    pub(super) dir: DataDir,
+    pub(super) rows: Rows,
+    pub(super) journal: Arc<Mutex<Journal>>,
+    pub(super) data_id: String,
+    pub(super) positions: HashMap<String, Position>,
+    pub(super) transformer: Arc<Transformer>,
+}
+
+/// Done accounts that were exported under another filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherFilter {
+    /// How many.
+    pub accounts: u64,
+}
+
+impl Data {
+    /// Opens the data directory of `settings`, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// [`StoreError`], whose kind says which exit code is due.
+    pub fn open(settings: &Settings, clock: &Clock, chance: &Chance) -> Result<Self, StoreError> {
+        let dir = DataDir::open(&settings.data_dir)?;
+        let ledger = dir.join(LEDGER_FILE);
+        if !ledger.exists() {
+            refuse_orphans(&dir)?;
+        }
+        let policy = settings.ledger_policy();
+        let (mut rows, _is_new) = Rows::open(&ledger, policy, clock.clone(), chance.clone())?;
+        let (data_id, segment) = (rows.data_id()?, rows.segment()?);
+        let transformer = Arc::new(Transformer::new(&settings.filter));
+        let labels = transformer.queues().to_vec();
+        let (folder, bytes) = (dir.join("journal"), settings.limits.journal);
+        let journal = Journal::open(&folder, &data_id, labels, bytes, segment)?;
+        rows.transaction(|rows| {
+            while let Some(segment) = journal.next_after(rows.segment()?)? {
+                let accounts = segment.table.accounts.iter();
+                let revisions: Vec<_> = accounts.map(|account| account.revision.clone()).collect();
+                rows.apply_segment(segment.number, &revisions)?;
+            }
+            rows.end_leases(&Event::ProcessDied)
+        })?;
+        let positions = rows.queue_positions()?;
+        let journal = Arc::new(Mutex::new(journal));
+        Ok(Self { dir, rows, journal, data_id, positions, transformer })
+    }
+
+    /// Makes `targets` the listed accounts; the others rest. Gives how many there are, or the first error of the list, and
+    /// then nothing is changed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn list<E>(
+        &mut self,
+        targets: impl Iterator<Item = Result<Target, E>>,
+    ) -> Result<Result<u64, E>, StoreError> {
+        self.rows.transaction(|rows| rows.list(targets))
+    }
+
+    /// Whether listed accounts were exported under another filter; with `refilter` they are put back instead, to be exported
+    /// again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn check_filter(&mut self, refilter: bool) -> Result<Option<OtherFilter>, StoreError> {
+        let hash = self.transformer.filter_hash().to_owned();
+        let accounts = self.rows.done_under_another_filter(&hash)?;
+        if accounts == 0 {
+            return Ok(None);
+        }
+        if refilter {
+            self.rows.transaction(|rows| rows.refilter(&hash))?;
+            return Ok(None);
+        }
+        Ok(Some(OtherFilter { accounts }))
+    }
+
+    /// Path of the ledger, for readers.
+    #[must_use]
+    pub fn ledger_path(&self) -> PathBuf {
+        self.dir.join(LEDGER_FILE)
+    }
+}
+
+/// Queues or segments without a ledger belong to something that is gone: going on would make rows twice.
+fn refuse_orphans(dir: &DataDir) -> Result<(), StoreError> {
+    let holds = |folder: &str, ending: &str| {
+        let path = dir.join(folder);
+        let entries = std::fs::read_dir(&path).map_err(|error| StoreError::io(&path, error))?;
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        Ok::<bool, StoreError>(
+            names.any(|name| Path::new(&name).extension().is_some_and(|it| it == ending)),
+        )
+    };
+    let refuse = |what: &dyn Display| {
+        Err(StoreError::Config(format!(
+            "{} holds {what} but no {LEDGER_FILE}, which knows what is in them: put {LEDGER_FILE} back, move them away, or use another --data-dir",
+            dir.path().display()
+        )))
+    };
+    if holds("queue", "db")? {
+        return refuse(&"queues");
+    }
+    if holds("journal", "seg")? {
+        return refuse(&"journal segments");
+    }
+    Ok(())
+}

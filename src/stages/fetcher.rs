@@ -1,0 +1,246 @@
+//! Fetcher: downloads repositories into spools, and hashes every block while it arrives.
+//!
+//! takes    FetchJob       capacity `fetch.concurrency`; its host's permit is already in hand, so it never waits for a host
+//! gives    FetchedCar     to the parser, keeping its place until the parser has one
+//! retries  what `net::answer` and `net::error` call transient or the host's fault; a cut or junk transfer
+//! gives up on what the host says it does not have, and on repositories larger than `limits.repo_bytes`
+//!
+//! The permit goes back when the transfer ends; what the host said is told as soon as its first byte is there, so that a
+//! circuit closes at once. A full disk is waited out with the socket left unread: the host sees backpressure, nobody is blamed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use url::Url;
+
+use crate::actor::mailbox::{Envelope, Mailbox, Slot};
+use crate::actor::worker::{note_worker_event, spawn_worker};
+use crate::clock::Clock;
+use crate::domain::verdict::{Cause, Failure, HostSignal, LastError, Reason};
+use crate::limits::ERROR_BODY_BYTES_MAX;
+use crate::net::answer;
+use crate::net::body::read_start;
+use crate::net::client::{Client, Request, Trust};
+use crate::net::error::NetError;
+use crate::net::response::Response;
+use crate::repo::car::{Framed, Framer};
+use crate::repo::error::RepoError;
+use crate::stages::messages::{DidProbe, FetchJob, FetchedCar, News, Permit, Subject, Ticket};
+use crate::store::error::StoreError;
+use crate::store::health::Health;
+use crate::store::spool::{Spool, SpoolError, SpoolPool, SpooledCar};
+
+/// Who waits, in the log, when the disk is full.
+const WRITER: &str = "spool";
+
+/// What fetching needs.
+pub struct Tools {
+    /// The network.
+    pub client: Client,
+    /// Where bytes lie.
+    pub spools: SpoolPool,
+    /// `limits.repo_bytes`.
+    pub repo_bytes_max: u64,
+    /// Where repositories go.
+    pub parser: Mailbox<FetchedCar>,
+    /// Trouble with the disk.
+    pub health: Health,
+    /// Wall time, for the dates in headers.
+    pub clock: Clock,
+    /// Called with each DID: tests make workers crash here.
+    pub probe: DidProbe,
+}
+
+/// What the stage is started with.
+#[derive(Clone)]
+pub struct Arguments {
+    /// Its mailbox, bound at each start.
+    pub mailbox: Mailbox<FetchJob>,
+    /// What fetching needs.
+    pub tools: Arc<Tools>,
+}
+
+/// The fetcher.
+pub struct Fetcher;
+
+impl Actor for Fetcher {
+    type Msg = Envelope<FetchJob>;
+    type State = Arc<Tools>;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: Arguments,
+    ) -> Result<Arc<Tools>, ActorProcessingErr> {
+        arguments.mailbox.bind_actor(myself);
+        Ok(arguments.tools)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        envelope: Self::Msg,
+        tools: &mut Arc<Tools>,
+    ) -> Result<(), ActorProcessingErr> {
+        let Envelope { message, slot } = envelope;
+        let work = fetch_one(message, slot, Arc::clone(tools));
+        Ok(spawn_worker(myself.get_cell(), work).await?)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        _tools: &mut Arc<Tools>,
+    ) -> Result<(), ActorProcessingErr> {
+        note_worker_event("fetcher", &event);
+        Ok(())
+    }
+}
+
+/// One DID's worker.
+async fn fetch_one(job: FetchJob, slot: Slot, tools: Arc<Tools>) {
+    let FetchJob { mut ticket, subject, permit, ask_server } = job;
+    ticket.enter();
+    if let Some(probe) = &tools.probe {
+        probe(subject.did.as_str());
+    }
+    let fetched = fetch(&tools, &ticket, &subject, &permit, ask_server).await;
+    drop(permit);
+    match fetched {
+        Ok((car, framed)) => {
+            ticket.leave();
+            let fetched = FetchedCar { ticket, subject, car, framed };
+            // A closed mailbox drops the repository, and its ticket tells.
+            let _stopped = tools.parser.send(fetched).await;
+        }
+        Err(news) => ticket.finish(news),
+    }
+    drop(slot);
+}
+
+async fn fetch(
+    tools: &Tools,
+    ticket: &Ticket,
+    subject: &Subject,
+    permit: &Permit,
+    ask_server: bool,
+) -> Result<(SpooledCar, Framed), News> {
+    let endpoint = tools.client.guard().endpoint(&subject.identity.endpoint);
+    let endpoint = endpoint.map_err(News::Failed)?;
+    if ask_server {
+        ask_for_life(tools, &endpoint.url, permit).await?;
+    }
+    let mut url = xrpc(&endpoint.url, "com.atproto.sync.getRepo");
+    url.query_pairs_mut().append_pair("did", subject.did.as_str());
+    let request =
+        Request { trust: Trust::Stranger, accept: "application/vnd.ipld.car", is_transfer: true };
+    let response = tools.client.get(&url, &request).await.map_err(|error| told(permit, &error))?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    if !answer::is_car(status, &headers) {
+        let start = read_start(response, ERROR_BODY_BYTES_MAX).await;
+        let now_ms = tools.clock.wall_ms();
+        let (failure, signal) = answer::repo_outcome(status, &headers, &start, now_ms);
+        permit.said(signal);
+        return Err(News::Failed(failure));
+    }
+    let window = answer::rate_window(&headers, tools.clock.wall_ms());
+    permit.said(HostSignal::Usable(window));
+    receive(tools, ticket, response).await
+}
+
+/// Asks a host that was away how it is, before the only account left there is blamed for what follows.
+async fn ask_for_life(tools: &Tools, endpoint: &Url, permit: &Permit) -> Result<(), News> {
+    let url = xrpc(endpoint, "com.atproto.server.describeServer");
+    let request =
+        Request { trust: Trust::Stranger, accept: "application/json", is_transfer: false };
+    let response = tools.client.get(&url, &request).await.map_err(|error| told(permit, &error))?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    let start = read_start(response, ERROR_BODY_BYTES_MAX).await;
+    let now_ms = tools.clock.wall_ms();
+    let signal = answer::signal(status, &headers, &start, now_ms);
+    permit.said(signal);
+    if let HostSignal::Usable(_) = signal {
+        return Ok(());
+    }
+    let (failure, _) = answer::repo_outcome(status, &headers, &start, now_ms);
+    Err(News::Failed(failure))
+}
+
+fn xrpc(endpoint: &Url, method: &str) -> Url {
+    let mut url = endpoint.clone();
+    url.set_path(&format!("/xrpc/{method}"));
+    url.set_query(None);
+    url
+}
+
+/// Tells the host's side of a failed request, and gives the account's.
+fn told(permit: &Permit, error: &NetError) -> News {
+    permit.said(error.host_signal());
+    News::Failed(error.failure())
+}
+
+async fn receive(
+    tools: &Tools,
+    ticket: &Ticket,
+    mut response: Response,
+) -> Result<(SpooledCar, Framed), News> {
+    let mut framer = Framer::new(tools.repo_bytes_max);
+    let mut spool = tools.spools.open();
+    let mut has_begun = false;
+    loop {
+        let chunk = match response.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => return Err(News::Failed(error.failure())),
+        };
+        if !has_begun {
+            ticket.tell(News::BodyBegun);
+            has_begun = true;
+        }
+        framer.push(&chunk).map_err(of_repo)?;
+        write(tools, &mut spool, &chunk).await?;
+    }
+    if !has_begun {
+        let detail = "an empty answer with status 200";
+        let failure = Failure::new(Cause::Transient, Some(LastError::NotCar), detail);
+        return Err(News::Failed(failure));
+    }
+    let framed = framer.finish().map_err(of_repo)?;
+    Ok((spool.freeze(), framed))
+}
+
+fn of_repo(error: RepoError) -> News {
+    News::Failed(Failure::new(error.cause(), error.last_error(), error.to_string()))
+}
+
+async fn write(tools: &Tools, spool: &mut Spool, chunk: &Bytes) -> Result<(), News> {
+    let mut has_paused = false;
+    loop {
+        match spool.write(chunk) {
+            Ok(()) => {
+                if has_paused {
+                    tools.health.cleared(WRITER);
+                }
+                return Ok(());
+            }
+            Err(SpoolError::NoRoom) => return Err(News::TooLargeForNow),
+            Err(SpoolError::TooLarge) => {
+                let detail = "larger than limits.spool";
+                let cause = Cause::Terminal(Reason::RepoTooLarge);
+                return Err(News::Failed(Failure::new(cause, None, detail)));
+            }
+            Err(SpoolError::Disk(error)) => {
+                let error = StoreError::io(tools.spools.folder(), error);
+                if !error.is_full() {
+                    tools.health.fail(error);
+                    return Err(News::GivenBack);
+                }
+                tools.health.pause(WRITER, &error).await;
+                has_paused = true;
+            }
+        }
+    }
+}

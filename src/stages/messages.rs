@@ -1,0 +1,213 @@
+//! What stages say to each other: nouns for what a DID has become.
+//!
+//! ```text
+//!  DidJob ─> resolver          FetchJob ─> fetcher ─> FetchedCar ─> parser ─> RowChunk, RowChunk, ... ─> exporter
+//!     '── Ticket<News> ──> scheduler <── Ticket<News> ──────────────────────────────────────────────────'
+//! ```
+//! Every message about a DID carries its ticket, or belongs to an export whose last chunk carries it; a host's permit travels
+//! with the job that may ask that host, and comes back when it is dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::actor::ticket;
+use crate::domain::account::Revision;
+use crate::domain::did::Did;
+use crate::domain::identity::Identity;
+use crate::domain::verdict::{Failure, HostSignal};
+use crate::repo::car::Framed;
+use crate::store::budget::Reservation;
+use crate::store::items::Item;
+use crate::store::spool::SpooledCar;
+
+/// Sees each DID that a worker takes up: tests make workers crash there.
+pub type DidProbe = Option<Arc<dyn Fn(&str) + Send + Sync>>;
+
+/// Sees the number of each chunk that the exporter takes up: tests slow the disk down there.
+pub type ChunkProbe = Option<Arc<dyn Fn(u64) + Send + Sync>>;
+
+/// What the scheduler hears about a DID that it sent out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// First bytes of its body are in hand.
+    BodyBegun,
+    /// Its identity.
+    Resolved(Identity),
+    /// It failed.
+    Failed(Failure),
+    /// It needs spool or journal for itself.
+    TooLargeForNow,
+    /// Somebody else's trouble: it goes back uncharged.
+    GivenBack,
+    /// Its revision lies in a sealed segment.
+    Sealed,
+}
+
+/// The right to work on one DID.
+pub type Ticket = ticket::Ticket<News>;
+
+/// Whose pace a permit is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Paced {
+    /// The PLC directory.
+    Directory,
+    /// The web host of a `did:web`.
+    Web(String),
+    /// A PDS host, by its row in the ledger.
+    Host(i64),
+}
+
+/// What a permit tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PermitNews {
+    /// What the host said; the permit is still out.
+    Said(HostSignal),
+    /// The permit is back.
+    Returned,
+}
+
+/// Where permits tell it: called from anywhere, never waits.
+pub type PermitDesk = Arc<dyn Fn(&Paced, PermitNews) + Send + Sync>;
+
+/// The right to send one request to a host, with its pace already waited for.
+pub struct Permit {
+    paced: Paced,
+    desk: PermitDesk,
+}
+
+impl Permit {
+    /// A permit of `paced` that comes back to `desk`.
+    #[must_use]
+    pub fn new(paced: Paced, desk: PermitDesk) -> Self {
+        Self { paced, desk }
+    }
+
+    /// Tells what the host said.
+    pub fn said(&self, signal: HostSignal) {
+        (self.desk)(&self.paced, PermitNews::Said(signal));
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        (self.desk)(&self.paced, PermitNews::Returned);
+    }
+}
+
+/// A DID whose identity is wanted.
+pub struct DidJob {
+    /// Its ticket.
+    pub ticket: Ticket,
+    /// The DID.
+    pub did: Did,
+    /// Permit of the directory or of the DID's web host.
+    pub permit: Permit,
+}
+
+/// A DID whose repository is wanted.
+pub struct FetchJob {
+    /// Its ticket.
+    pub ticket: Ticket,
+    /// What is known about the account.
+    pub subject: Subject,
+    /// Permit of its host.
+    pub permit: Permit,
+    /// Ask the host how it is before blaming the account: nobody else is left to tell.
+    pub ask_server: bool,
+}
+
+/// What a repository must be proven against.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The DID.
+    pub did: Did,
+    /// Host and key.
+    pub identity: Identity,
+    /// How often the account was exported before.
+    pub edition: u32,
+    /// Newest exported revision.
+    pub last_rev: Option<String>,
+}
+
+/// A repository in hand: every block has the hash of its CID.
+pub struct FetchedCar {
+    /// Its ticket.
+    pub ticket: Ticket,
+    /// What it must be proven against.
+    pub subject: Subject,
+    /// Its bytes.
+    pub car: SpooledCar,
+    /// What framing found.
+    pub framed: Framed,
+}
+
+/// Finished queue items of one export; the last chunk carries the proof.
+pub struct RowChunk {
+    /// Which export.
+    pub export: Arc<Export>,
+    /// Number of the chunk within the export, from 0.
+    pub sequence: u64,
+    /// The items.
+    pub items: Vec<Item>,
+    /// Their bytes; `None` if there are none.
+    pub reservation: Option<Reservation>,
+    /// With the last chunk: whose it is, and what was proven.
+    pub end: Option<Proven>,
+}
+
+/// A proven end of a walk.
+pub struct Proven {
+    /// The account's ticket.
+    pub ticket: Ticket,
+    /// What was proven.
+    pub revision: Revision,
+}
+
+/// One walk's way into the journal. The parser holds it while it walks: when nobody holds it any more and no proof came, the
+/// exporter drops what it has of it.
+#[derive(Debug, Default)]
+pub struct Export {
+    /// Unique in this process.
+    pub id: u64,
+    refused: AtomicU8,
+}
+
+/// Why the exporter takes no more of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The exporter was restarted and has lost the beginning.
+    Restarted,
+    /// The journal has no room for it beside others.
+    NoRoom,
+    /// It is larger than the journal.
+    TooLarge,
+}
+
+impl Export {
+    /// A new export.
+    #[must_use]
+    pub fn new(id: u64) -> Arc<Self> {
+        Arc::new(Self { id, refused: AtomicU8::new(0) })
+    }
+
+    /// Takes no more of it.
+    pub fn refuse(&self, why: Refusal) {
+        let word = match why {
+            Refusal::Restarted => 1,
+            Refusal::NoRoom => 2,
+            Refusal::TooLarge => 3,
+        };
+        self.refused.store(word, Ordering::Release);
+    }
+
+    /// Whether and why no more is taken.
+    #[must_use]
+    pub fn refused(&self) -> Option<Refusal> {
+        match self.refused.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(Refusal::Restarted),
+            2 => Some(Refusal::NoRoom),
+            _ => Some(Refusal::TooLarge),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Directories: the pace of the PLC directory and of the web hosts that serve `did:web` documents. Pure.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::clock::Instant;
+use crate::domain::verdict::{HostSignal, LastError};
+use crate::net::pace::{HostPace, HostState, PaceLimits, Turn};
+use crate::seed::Chance;
+use crate::stages::messages::PermitNews;
+
+/// Web hosts whose pace is remembered; beyond that the idle ones are forgotten.
+const WEB_HOSTS_MAX: usize = 4_096;
+
+/// A web host whose turn is at no known time: its account comes again after this long.
+const WEB_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whom resolutions ask.
+pub struct Directories {
+    plc_limits: PaceLimits,
+    web_limits: PaceLimits,
+    plc: HostPace,
+    /// When the PLC directory may be asked next, if it was refused a turn.
+    plc_at: Option<Instant>,
+    web: HashMap<String, HostPace>,
+}
+
+impl Directories {
+    /// Nobody has been asked yet.
+    #[must_use]
+    pub fn new(plc_limits: PaceLimits, web_limits: PaceLimits, now: Instant) -> Self {
+        let plc = HostPace::new(plc_limits, now);
+        Self { plc_limits, web_limits, plc, plc_at: None, web: HashMap::new() }
+    }
+
+    /// New numbers.
+    pub fn set_limits(&mut self, plc_limits: PaceLimits, web_limits: PaceLimits) {
+        (self.plc_limits, self.web_limits) = (plc_limits, web_limits);
+        self.plc.set_limits(plc_limits);
+        self.web.values_mut().for_each(|pace| pace.set_limits(web_limits));
+    }
+
+    /// Takes a permit of the PLC directory, if it is its turn.
+    pub fn take_plc(&mut self, now: Instant) -> bool {
+        let turn = self.plc.take(now);
+        self.plc_at = if let Turn::At(at) = turn { Some(at) } else { None };
+        matches!(turn, Turn::Go { .. })
+    }
+
+    /// A permit of the PLC directory came back.
+    pub fn give_back_plc(&mut self) {
+        self.plc.give_back();
+    }
+
+    /// The PLC directory said something; gives what it last did if its patience is over now.
+    pub fn plc_said(
+        &mut self,
+        signal: &HostSignal,
+        now: Instant,
+        chance: &Chance,
+    ) -> Option<LastError> {
+        self.plc.note(signal, now, chance);
+        let over = self.plc.patience_over(now);
+        if over.is_some() {
+            self.plc = HostPace::new(self.plc_limits, now);
+        }
+        over
+    }
+
+    /// Takes a permit of a web host, or says how long to wait.
+    ///
+    /// # Errors
+    /// The wait.
+    pub fn take_web(&mut self, host: &str, now: Instant) -> Result<(), Duration> {
+        if self.web.len() >= WEB_HOSTS_MAX {
+            self.web.retain(|_, pace| !pace.is_idle(now));
+        }
+        let limits = self.web_limits;
+        let pace = self.web.entry(host.to_owned()).or_insert_with(|| HostPace::new(limits, now));
+        match pace.take(now) {
+            Turn::Go { .. } => Ok(()),
+            Turn::At(at) => Err(at.saturating_duration_since(now)),
+            Turn::Busy => Err(WEB_PAUSE),
+        }
+    }
+
+    /// A permit of a web host came back or told something.
+    pub fn web_news(&mut self, host: &str, news: &PermitNews, now: Instant, chance: &Chance) {
+        let Some(pace) = self.web.get_mut(host) else { return };
+        match news {
+            PermitNews::Said(signal) => pace.note(signal, now, chance),
+            PermitNews::Returned => pace.give_back(),
+        }
+    }
+
+    /// When the PLC directory may be asked next, if it could not be asked just now.
+    #[must_use]
+    pub fn plc_at(&self) -> Option<Instant> {
+        self.plc_at
+    }
+
+    /// Whether the PLC directory refuses or is away.
+    #[must_use]
+    pub fn plc_waits(&self, now: Instant) -> bool {
+        self.plc.state(now) != HostState::Working
+    }
+}

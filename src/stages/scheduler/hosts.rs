@@ -1,0 +1,368 @@
+//! Hosts: whose turn it is. Pure; each host's pace is a `net::pace::HostPace`.
+//!
+//! ```text
+//!  away (nothing ready) ──ready──> eligible ──pick──> eligible | waiting (not before) | busy (concurrency used up)
+//!     ^                               ^                           │ time                  │ a permit came back
+//!     '──── nothing ready ────────────┴───────────────────────────┴───────────────────────'
+//! ```
+//! Every second pick goes to the largest backlog, so that the host that takes longest is never kept waiting; the picks
+//! between go to the host whose last turn was longest ago (the largest backlog first among equals), so that no host's backlog
+//! keeps another from its turn.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use crate::clock::Instant;
+use crate::domain::ledger::State;
+use crate::domain::verdict::{HostSignal, LastError};
+use crate::net::pace::{HostPace, HostState, PaceLimits, Turn};
+use crate::seed::Chance;
+use crate::store::ledger_rows::{Applied, Place as AccountPlace};
+use crate::store::ledger_work::HostRow;
+
+/// Ready accounts of one host that count as backlog against resolving more.
+const READY_COUNTED_PER_HOST_MAX: u64 = 100;
+
+/// All hosts with something ready or in work.
+pub struct Hosts {
+    limits: PaceLimits,
+    entries: HashMap<i64, Entry>,
+    /// Eligible hosts by (ready, row).
+    by_backlog: BTreeSet<(u64, i64)>,
+    /// The same by (last turn, negated backlog, row).
+    by_turn: BTreeSet<(u64, i64, i64)>,
+    /// Hosts that may go on at a time.
+    waiting: BTreeSet<(Instant, i64)>,
+    /// Ready accounts that count against resolving more.
+    counted: u64,
+    turns: u64,
+}
+
+struct Entry {
+    name: String,
+    pace: HostPace,
+    ready: u64,
+    /// Of these, picked and not yet leased.
+    picked: u64,
+    last_turn: u64,
+    place: Place,
+    counted: u64,
+    /// Ledger time of its last usable answer.
+    usable_ms: Option<i64>,
+    /// Silence of earlier processes.
+    carried: Duration,
+    /// Silence as the ledger has it.
+    saved_ms: i64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Away,
+    Eligible { ready: u64, last_turn: u64 },
+    Waiting(Instant),
+    Busy,
+}
+
+/// What a host looks like from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostView {
+    /// Its name.
+    pub name: String,
+    /// Metric word of its state.
+    pub state: HostState,
+    /// Requests out.
+    pub active: u64,
+    /// Ready accounts.
+    pub queued: u64,
+    /// Until it goes on, if it waits.
+    pub resumes_in: Option<Duration>,
+}
+
+impl Hosts {
+    /// No hosts yet, each with `limits` when it comes.
+    #[must_use]
+    pub fn new(limits: PaceLimits) -> Self {
+        Self {
+            limits,
+            entries: HashMap::new(),
+            by_backlog: BTreeSet::new(),
+            by_turn: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            counted: 0,
+            turns: 0,
+        }
+    }
+
+    /// Takes a host as the ledger knows it.
+    pub fn know(&mut self, row: HostRow, now: Instant) {
+        let entry = self.entry(row.id, &row.name, now);
+        (entry.ready, entry.picked) = (row.ready, 0);
+        entry.carried = Duration::from_millis(row.silence_ms.max(0).cast_unsigned());
+        entry.saved_ms = row.silence_ms;
+        self.settle(row.id, now);
+    }
+
+    /// Forgets all backlogs: the lists have changed, and every host comes anew.
+    pub fn forget_backlogs(&mut self, now: Instant) {
+        let ids: Vec<i64> = self.entries.keys().copied().collect();
+        for id in ids {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.ready = 0;
+            }
+            self.settle(id, now);
+        }
+    }
+
+    /// Changes every host's limits.
+    pub fn set_limits(&mut self, limits: PaceLimits) {
+        self.limits = limits;
+        self.entries.values_mut().for_each(|entry| entry.pace.set_limits(limits));
+    }
+
+    /// Counts an account that moved.
+    pub fn moved(&mut self, applied: &Applied, now: Instant) {
+        let ready_at = |place: &AccountPlace| {
+            place.host.filter(|_| place.state == State::Ready && !place.alone && applied.listed)
+        };
+        let (before, after) = (ready_at(&applied.before), ready_at(&applied.after));
+        if before == after {
+            return;
+        }
+        if let Some(entry) = before.and_then(|id| self.entries.get_mut(&id)) {
+            entry.ready = entry.ready.saturating_sub(1);
+        }
+        if let (Some(id), Some(name)) = (after, &applied.host_name) {
+            self.entry(id, name, now).ready += 1;
+        }
+        before.into_iter().chain(after).for_each(|id| self.settle(id, now));
+    }
+
+    /// The next host that may be asked, with its permit taken, and whether it is the probe of an open circuit.
+    pub fn pick(&mut self, now: Instant) -> Option<(i64, bool)> {
+        self.wake(now);
+        loop {
+            self.turns += 1;
+            let id = if self.turns.is_multiple_of(2) {
+                self.by_backlog.last().map(|(_, id)| *id)?
+            } else {
+                self.by_turn.first().map(|(_, _, id)| *id)?
+            };
+            let turns = self.turns;
+            let entry = self.entries.get_mut(&id)?;
+            let turn = entry.pace.take(now);
+            if let Turn::Go { probe } = turn {
+                entry.picked += 1;
+                entry.last_turn = turns;
+                self.settle(id, now);
+                return Some((id, probe));
+            }
+            self.place(
+                id,
+                match turn {
+                    Turn::At(at) => Place::Waiting(at),
+                    _ => Place::Busy,
+                },
+            );
+        }
+    }
+
+    /// Takes a permit of one host, outside its turn.
+    pub fn take(&mut self, id: i64, name: &str, now: Instant) -> Turn {
+        self.entry(id, name, now).pace.take(now)
+    }
+
+    /// Of `asked` picks of a host, `got` became leases; the other permits go back, and nothing else is ready there.
+    pub fn leased(&mut self, id: i64, asked: u64, got: u64, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.picked = entry.picked.saturating_sub(asked);
+        for _ in got..asked {
+            entry.pace.give_back();
+            entry.ready = 0;
+        }
+        self.settle(id, now);
+    }
+
+    /// A host said something; gives what it last did if its patience is over now.
+    pub fn said(
+        &mut self,
+        id: i64,
+        signal: &HostSignal,
+        now: Instant,
+        wall_ms: i64,
+        chance: &Chance,
+    ) -> Option<LastError> {
+        let patience = self.limits.patience;
+        let entry = self.entries.get_mut(&id)?;
+        entry.pace.note(signal, now, chance);
+        let mut over = None;
+        match signal {
+            HostSignal::Usable(_) => {
+                entry.usable_ms = Some(wall_ms);
+                entry.carried = Duration::ZERO;
+            }
+            HostSignal::Refused(_) if entry.silence(now) >= patience => {
+                over = Some(LastError::RateLimited);
+            }
+            HostSignal::Fault(error) if entry.silence(now) >= patience => over = Some(*error),
+            _ => {}
+        }
+        if over.is_some() {
+            // Should it be tried again, by the operator's order, it begins with new patience.
+            entry.pace = HostPace::new(self.limits, now);
+            entry.carried = Duration::ZERO;
+        }
+        self.settle(id, now);
+        over
+    }
+
+    /// A permit of a host came back.
+    pub fn returned(&mut self, id: i64, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.pace.give_back();
+            self.settle(id, now);
+        }
+    }
+
+    /// Ledger time of a host's last usable answer.
+    #[must_use]
+    pub fn usable_ms(&self, id: i64) -> Option<i64> {
+        self.entries.get(&id).and_then(|entry| entry.usable_ms)
+    }
+
+    /// Ready accounts of a host.
+    #[must_use]
+    pub fn ready(&self, id: i64) -> u64 {
+        self.entries.get(&id).map_or(0, |entry| entry.ready)
+    }
+
+    /// Ready accounts that count against resolving more: at most 100 a host, none of a host that waits.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.counted
+    }
+
+    /// Whether some host may be asked now.
+    #[must_use]
+    pub fn has_eligible(&mut self, now: Instant) -> bool {
+        self.wake(now);
+        !self.by_backlog.is_empty()
+    }
+
+    /// When the next waiting host may go on.
+    #[must_use]
+    pub fn next_at(&self) -> Option<Instant> {
+        self.waiting.first().map(|(at, _)| *at)
+    }
+
+    /// Silences that differ by more than a minute from what the ledger has, which is then taken as written.
+    pub fn unsaved_silences(&mut self, now: Instant) -> Vec<(i64, i64)> {
+        let mut unsaved = Vec::new();
+        for (id, entry) in &mut self.entries {
+            let silence_ms = i64::try_from(entry.silence(now).as_millis()).unwrap_or(i64::MAX);
+            let is_news = silence_ms.abs_diff(entry.saved_ms) >= 60_000;
+            if is_news || (silence_ms == 0 && entry.saved_ms != 0) {
+                entry.saved_ms = silence_ms;
+                unsaved.push((*id, silence_ms));
+            }
+        }
+        unsaved
+    }
+
+    /// Drops hosts with nothing left to do or to remember.
+    pub fn drop_idle(&mut self, now: Instant) {
+        self.entries.retain(|_, entry| {
+            entry.place != Place::Away || !entry.pace.is_idle(now) || entry.saved_ms != 0
+        });
+    }
+
+    /// Every host, largest backlog first.
+    #[must_use]
+    pub fn views(&self, now: Instant) -> Vec<HostView> {
+        let view = |entry: &Entry| HostView {
+            name: entry.name.clone(),
+            state: entry.pace.state(now),
+            active: entry.pace.active() as u64,
+            queued: entry.ready,
+            resumes_in: entry.pace.resume_at(now).map(|at| at.saturating_duration_since(now)),
+        };
+        let mut views: Vec<HostView> = self.entries.values().map(view).collect();
+        views.sort_by(|a, b| b.queued.cmp(&a.queued).then_with(|| a.name.cmp(&b.name)));
+        views
+    }
+
+    fn entry(&mut self, id: i64, name: &str, now: Instant) -> &mut Entry {
+        let limits = self.limits;
+        self.entries.entry(id).or_insert_with(|| Entry {
+            name: name.to_owned(),
+            pace: HostPace::new(limits, now),
+            ready: 0,
+            picked: 0,
+            last_turn: 0,
+            place: Place::Away,
+            counted: 0,
+            usable_ms: None,
+            carried: Duration::ZERO,
+            saved_ms: 0,
+        })
+    }
+
+    /// Puts waiting hosts whose time has come among the eligible.
+    fn wake(&mut self, now: Instant) {
+        while let Some((_, id)) = self.waiting.first().copied().filter(|(at, _)| *at <= now) {
+            self.settle(id, now);
+        }
+    }
+
+    /// Puts a host where it belongs now.
+    fn settle(&mut self, id: i64, now: Instant) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let place = match entry.pace.state(now) {
+            _ if entry.ready <= entry.picked => Place::Away,
+            HostState::Working => {
+                Place::Eligible { ready: entry.ready, last_turn: entry.last_turn }
+            }
+            _ => match entry.pace.resume_at(now).filter(|at| *at > now) {
+                Some(at) => Place::Waiting(at),
+                // Its time has come: the next pick is its probe.
+                None => Place::Eligible { ready: entry.ready, last_turn: entry.last_turn },
+            },
+        };
+        self.place(id, place);
+    }
+
+    fn place(&mut self, id: i64, place: Place) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let backlog = |ready: u64| -i64::try_from(ready).unwrap_or(i64::MAX);
+        match entry.place {
+            Place::Eligible { ready, last_turn } => {
+                self.by_backlog.remove(&(ready, id));
+                self.by_turn.remove(&(last_turn, backlog(ready), id));
+            }
+            Place::Waiting(at) => {
+                self.waiting.remove(&(at, id));
+            }
+            Place::Away | Place::Busy => {}
+        }
+        match place {
+            Place::Eligible { ready, last_turn } => {
+                self.by_backlog.insert((ready, id));
+                self.by_turn.insert((last_turn, backlog(ready), id));
+            }
+            Place::Waiting(at) => {
+                self.waiting.insert((at, id));
+            }
+            Place::Away | Place::Busy => {}
+        }
+        entry.place = place;
+        let is_working = !matches!(place, Place::Waiting(_)) || entry.pace.active() > 0;
+        let counted = if is_working { entry.ready.min(READY_COUNTED_PER_HOST_MAX) } else { 0 };
+        self.counted = self.counted + counted - entry.counted;
+        entry.counted = counted;
+    }
+}
+
+impl Entry {
+    fn silence(&self, now: Instant) -> Duration {
+        self.carried + self.pace.silence(now)
+    }
+}

@@ -1,0 +1,356 @@
+//! Scheduler: decides what is worked on next, and writes down what became of it.
+//!
+//! takes    tickets and permits that come back, changed lists, time; questions of status and drain are answered at once
+//! gives    DidJob to the resolver, FetchJob (with its host's permit in hand) to the fetcher; events and leases to the ledger
+//! retries  what the ledger's rules say, when it is due
+//! gives up on what the ledger's rules say
+//!
+//! The actor only waits and performs; `plan` decides. At most one batch is with the ledger at a time: what happens meanwhile
+//! goes into the next one, so that the busier it is, the more one commit carries. If this actor is restarted, every lease is
+//! given back first: what lower stages still do for the old one is exported at most once, by its edition.
+
+pub mod directories;
+pub mod hosts;
+pub mod plan;
+pub mod terms;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::actor::mailbox::Mailbox;
+use crate::actor::ticket::{Desk, Returned, Ticket};
+use crate::clock::{Clock, Instant};
+use crate::domain::account::AccountId;
+use crate::domain::ledger::Event;
+use crate::seed::Chance;
+use crate::stages::messages::{DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews};
+use crate::store::error::free_bytes;
+use crate::store::health::Health;
+use crate::store::ledger::Ledger;
+use crate::store::ledger_lists::Counts;
+use crate::store::ledger_rows::RunCounts;
+use crate::store::ledger_work::{Batched, HostRow};
+
+use self::hosts::HostView;
+use self::plan::Plan;
+use self::terms::{Dispatch, Now, PlanLimits, Room};
+
+/// How often free space is looked at, and forgotten hosts are swept.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Who waits, in the log, when space is short.
+const WRITER: &str = "scheduler";
+
+/// What the stage is told.
+pub enum Message {
+    /// A ticket came back or told something.
+    Returned(AccountId, Returned<News>),
+    /// A permit came back or told something.
+    Permit(Paced, PermitNews),
+    /// The ledger has written a batch.
+    Batched(Box<Batched>),
+    /// A place became free, or a time has come.
+    Wake,
+    /// Look at free space, and sweep.
+    Housekeeping,
+    /// The ledger moved without us: a segment was applied, or the operator put accounts back.
+    LedgerMoved,
+    /// The lists have changed.
+    Relisted(Vec<HostRow>),
+    /// New numbers.
+    Limits(PlanLimits),
+    /// Begin nothing new; reply when nothing is in flight.
+    Drain(RpcReplyPort<()>),
+    /// What is going on.
+    Observe(RpcReplyPort<Observed>),
+}
+
+/// What is going on.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Listed accounts by state.
+    pub counts: Counts,
+    /// What this process decided.
+    pub run: RunCounts,
+    /// Hosts in hand, largest backlog first.
+    pub hosts: Vec<HostView>,
+    /// Accounts in flight.
+    pub in_flight: usize,
+    /// The directory refuses or is away.
+    pub directory_waits: bool,
+}
+
+/// What the stage is started with.
+#[derive(Clone)]
+pub struct Arguments {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The resolver's mailbox.
+    pub resolver: Mailbox<DidJob>,
+    /// The fetcher's mailbox.
+    pub fetcher: Mailbox<FetchJob>,
+    /// The operator's numbers.
+    pub limits: PlanLimits,
+    /// Where free space is looked for, and below how many bytes nothing begins.
+    pub disk: (PathBuf, u64),
+    /// Trouble with the disk.
+    pub health: Health,
+    /// Time.
+    pub clock: Clock,
+    /// Chance.
+    pub chance: Chance,
+    /// Told the counts after each batch, and whether everything is decided.
+    pub progress: watch::Sender<Progress>,
+}
+
+/// How far the work is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Listed accounts by state.
+    pub counts: Counts,
+    /// What this process decided.
+    pub run: RunCounts,
+    /// Nothing is left to do.
+    pub is_finished: bool,
+}
+
+/// The scheduler.
+pub struct Scheduler;
+
+/// What the stage remembers.
+pub struct State {
+    arguments: Arguments,
+    plan: Plan,
+    tickets: Desk<News>,
+    permits: PermitDesk,
+    is_writing: bool,
+    is_low: bool,
+    drained: Vec<RpcReplyPort<()>>,
+    timer: Option<(Instant, JoinHandle<()>)>,
+}
+
+impl Actor for Scheduler {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Message>,
+        arguments: Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        let begin = |rows: &mut crate::store::ledger_rows::Rows| {
+            rows.end_leases(&Event::GivenBack)?;
+            rows.host_rows()
+        };
+        let rows = arguments.ledger.run(begin).await?;
+        let now = Now { at: arguments.clock.now(), wall_ms: arguments.clock.wall_ms() };
+        let plan = Plan::new(arguments.limits, arguments.chance.clone(), rows, now);
+        wake_when_free(&arguments.resolver, &myself);
+        wake_when_free(&arguments.fetcher, &myself);
+        myself.send_interval(HOUSEKEEPING, || Message::Housekeeping);
+        // Whoever tells a scheduler that is gone tells nobody: its successor has given every lease back.
+        let teller = myself.clone();
+        let tickets: Desk<News> = Arc::new(move |id, returned| {
+            let _gone = teller.cast(Message::Returned(id, returned));
+        });
+        let teller = myself.clone();
+        let permits: PermitDesk = Arc::new(move |paced, news| {
+            let _gone = teller.cast(Message::Permit(paced.clone(), news));
+        });
+        let (drained, timer) = (Vec::new(), None);
+        let (is_writing, is_low) = (false, false);
+        Ok(State { arguments, plan, tickets, permits, is_writing, is_low, drained, timer })
+    }
+
+    async fn post_start(
+        &self,
+        myself: ActorRef<Message>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.pump(&myself);
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let now = state.now();
+        match message {
+            Message::Returned(id, returned) => state.plan.returned(id, returned),
+            Message::Permit(paced, news) => state.plan.permit(&paced, news, now),
+            Message::Batched(done) => {
+                state.is_writing = false;
+                for dispatch in state.plan.batched(*done, now) {
+                    state.send(dispatch);
+                }
+            }
+            Message::Wake => {}
+            Message::Housekeeping => {
+                state.look_at_disk();
+                state.plan.tidy(now);
+            }
+            Message::LedgerMoved => state.plan.ledger_moved(),
+            Message::Relisted(rows) => state.plan.relisted(rows, now),
+            Message::Limits(limits) => state.plan.set_limits(limits),
+            Message::Drain(reply) => {
+                state.plan.drain();
+                state.drained.push(reply);
+            }
+            Message::Observe(reply) => {
+                let _gone = reply.send(state.observe(now));
+            }
+        }
+        state.pump(&myself);
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<Message>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let Some((_, timer)) = state.timer.take() {
+            timer.abort();
+        }
+        Ok(())
+    }
+}
+
+/// Wakes the scheduler whenever a place in `mailbox` becomes free, as long as the scheduler lives.
+fn wake_when_free<M: Send + 'static>(mailbox: &Mailbox<M>, scheduler: &ActorRef<Message>) {
+    let (mailbox, scheduler) = (mailbox.clone(), scheduler.clone());
+    tokio::spawn(async move {
+        loop {
+            mailbox.freed().await;
+            if scheduler.cast(Message::Wake).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+impl State {
+    fn now(&self) -> Now {
+        Now { at: self.arguments.clock.now(), wall_ms: self.arguments.clock.wall_ms() }
+    }
+
+    /// Gives the ledger its next batch, if none is with it; tells how far the work is; sets the timer.
+    fn pump(&mut self, myself: &ActorRef<Message>) {
+        let now = self.now();
+        if !self.is_writing {
+            let may_begin = !self.is_low && !self.arguments.health.is_full();
+            let resolver = self.arguments.resolver.free();
+            let fetcher = self.arguments.fetcher.free();
+            if let Some(batch) = self.plan.next_batch(Room { resolver, fetcher }, may_begin, now) {
+                self.is_writing = true;
+                let (ledger, scheduler) = (self.arguments.ledger.clone(), myself.clone());
+                tokio::spawn(async move {
+                    // Without an answer the ledger has ended, and the process ends with it.
+                    if let Ok(done) = ledger.run(move |rows| rows.run_batch(&batch)).await {
+                        let _gone = scheduler.cast(Message::Batched(Box::new(done)));
+                    }
+                });
+            }
+        }
+        self.tell_progress();
+        if self.plan.in_flight() == 0 && !self.is_writing {
+            for reply in self.drained.drain(..) {
+                let _gone = reply.send(());
+            }
+        }
+        self.set_timer(myself, now);
+    }
+
+    fn tell_progress(&self) {
+        let (counts, run) = self.plan.counts();
+        let is_finished = !self.is_writing && self.plan.is_finished();
+        let progress = Progress { counts, run, is_finished };
+        self.arguments.progress.send_if_modified(|known| {
+            let is_news =
+                known.counts != counts || known.run != run || known.is_finished != is_finished;
+            *known = progress;
+            is_news
+        });
+    }
+
+    fn set_timer(&mut self, myself: &ActorRef<Message>, now: Now) {
+        let Some(at) = self.plan.wake_at(now) else { return };
+        let is_set = |(set, timer): &(Instant, JoinHandle<()>)| *set <= at && !timer.is_finished();
+        if at <= now.at || self.timer.as_ref().is_some_and(is_set) {
+            return;
+        }
+        if let Some((_, late)) = self.timer.take() {
+            late.abort();
+        }
+        let scheduler = myself.clone();
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            let _gone = scheduler.cast(Message::Wake);
+        });
+        self.timer = Some((at, timer));
+    }
+
+    fn send(&self, dispatch: Dispatch) {
+        let permit = |paced| Permit::new(paced, Arc::clone(&self.permits));
+        let ticket = |id| Ticket::new(id, Arc::clone(&self.tickets));
+        match dispatch {
+            Dispatch::Resolve { id, did, paced } => {
+                let job = DidJob { ticket: ticket(id), did, permit: permit(paced) };
+                deliver(&self.arguments.resolver, job);
+            }
+            Dispatch::Fetch { id, subject, host, ask_server } => {
+                let (ticket, permit) = (ticket(id), permit(Paced::Host(host)));
+                deliver(&self.arguments.fetcher, FetchJob { ticket, subject, permit, ask_server });
+            }
+        }
+    }
+
+    fn look_at_disk(&mut self) {
+        let (path, least) = &self.arguments.disk;
+        let free = free_bytes(path).unwrap_or(u64::MAX);
+        let is_low = free < *least;
+        let health = &self.arguments.health;
+        if is_low && !self.is_low {
+            let path = path.display();
+            let text = format!(
+                "{path} has {free} bytes free, limits.disk_free asks for {least}: free some space; skyfill goes on by itself"
+            );
+            health.full(WRITER, &text);
+        } else if !is_low && self.is_low {
+            health.cleared(WRITER);
+        }
+        self.is_low = is_low;
+    }
+
+    fn observe(&self, now: Now) -> Observed {
+        let (counts, run) = self.plan.counts();
+        Observed {
+            counts,
+            run,
+            hosts: self.plan.host_views(now),
+            in_flight: self.plan.in_flight(),
+            directory_waits: self.plan.directory_waits(now),
+        }
+    }
+}
+
+/// Delivers at once; while the stage is being restarted, the job waits for it on a task of its own. The places were counted
+/// before, so there is one for each job.
+fn deliver<M: Send + 'static>(mailbox: &Mailbox<M>, job: M) {
+    if let Err(job) = mailbox.try_send(job) {
+        let mailbox = mailbox.clone();
+        tokio::spawn(async move {
+            // A closed mailbox drops the job, and its ticket tells.
+            let _stopped = mailbox.send(job).await;
+        });
+    }
+}

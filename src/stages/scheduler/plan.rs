@@ -1,0 +1,415 @@
+//! Plan: what the scheduler knows and decides, without a runtime. Everything that happens is told to it; it gives batches for
+//! the ledger and, when a batch has been written, the work to send out.
+//!
+//! ```text
+//!  tickets, permits, lists, time ──> Plan ──Batch──> ledger ──Batched──> Plan ──> Dispatch, Dispatch, ...
+//! ```
+//! Invariants: an account is in flight exactly from its lease until its ticket comes back; a permit is taken before its
+//! account is leased; while an account runs alone nothing else is leased.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::actor::ticket::Returned;
+use crate::clock::Instant;
+use crate::domain::account::AccountId;
+use crate::domain::did::Did;
+use crate::domain::ledger::{Event, State, millis};
+use crate::domain::verdict::{Cause, Failure, LastError, Reason};
+use crate::net::pace::Turn;
+use crate::seed::Chance;
+use crate::stages::messages::{News, Paced, PermitNews, Subject};
+use crate::store::ledger_lists::Counts;
+use crate::store::ledger_rows::RunCounts;
+use crate::store::ledger_work::{Batch, Batched, HostRow, Leased};
+
+use super::directories::Directories;
+use super::hosts::{HostView, Hosts};
+use super::terms::{Dispatch, Now, PlanLimits, Room};
+
+/// Ready accounts, counted as `Hosts::counted` does, up to which resolving goes on (DESIGN section 2).
+const READY_MAX: u64 = 10_000;
+
+/// Resolutions of `did:web` at once: each goes to a stranger of its own.
+const WEB_AT_ONCE_MAX: usize = 16;
+
+/// An account that runs alone and whose host is not to be asked yet comes again after this long.
+const ALONE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The scheduler's mind.
+pub struct Plan {
+    limits: PlanLimits,
+    chance: Chance,
+    hosts: Hosts,
+    directories: Directories,
+    in_flight: HashMap<AccountId, Flight>,
+    events: Vec<(AccountId, Event)>,
+    patience: Vec<(Option<i64>, Event)>,
+    silences: Vec<(i64, i64)>,
+    /// What the batch under way asked for.
+    asked: Asked,
+    may_have: MayHave,
+    counts: Counts,
+    run: RunCounts,
+    next_due_ms: Option<i64>,
+    is_draining: bool,
+    wants_counts: bool,
+}
+
+/// Where an account in flight is.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    /// Row of its host, if it is being fetched.
+    host: Option<i64>,
+    runs_alone: bool,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    plc: usize,
+    hosts: Vec<(i64, u64)>,
+    probes: Vec<i64>,
+}
+
+/// Where the ledger may have work; set by what happens, cleared by a lease that found less than it asked for.
+#[derive(Clone, Copy, Debug)]
+struct MayHave {
+    plc: bool,
+    web: bool,
+    alone: bool,
+}
+
+impl Plan {
+    /// A plan over the hosts that the ledger knows.
+    #[must_use]
+    pub fn new(limits: PlanLimits, chance: Chance, rows: Vec<HostRow>, now: Now) -> Self {
+        let mut hosts = Hosts::new(limits.host);
+        rows.into_iter().for_each(|row| hosts.know(row, now.at));
+        Self {
+            limits,
+            chance,
+            hosts,
+            directories: Directories::new(limits.directory, limits.host, now.at),
+            in_flight: HashMap::new(),
+            events: Vec::new(),
+            patience: Vec::new(),
+            silences: Vec::new(),
+            asked: Asked::default(),
+            may_have: MayHave { plc: true, web: true, alone: true },
+            counts: Counts::default(),
+            run: RunCounts::default(),
+            next_due_ms: Some(0),
+            is_draining: false,
+            wants_counts: true,
+        }
+    }
+
+    /// A ticket came back or told something.
+    pub fn returned(&mut self, id: AccountId, returned: Returned<News>) {
+        let Some(flight) = self.in_flight.get(&id).copied() else { return };
+        let event = match returned {
+            Returned::Progress(News::BodyBegun) => {
+                return self.events.push((id, Event::BodyBegun));
+            }
+            Returned::Progress(_) => return,
+            Returned::Finished(news) => match news {
+                News::Resolved(identity) => Some(Event::Resolved(identity)),
+                News::Failed(failure) => {
+                    let host_usable_ms = flight.host.and_then(|host| self.hosts.usable_ms(host));
+                    Some(Event::Failed { failure, host_usable_ms })
+                }
+                News::TooLargeForNow => Some(Event::TooLargeForNow),
+                News::GivenBack | News::BodyBegun => Some(Event::GivenBack),
+                // The applier tells the ledger.
+                News::Sealed => None,
+            },
+            Returned::Lost { crashed } => Some(Event::Lost { crashed }),
+        };
+        self.in_flight.remove(&id);
+        self.wants_counts = true;
+        self.events.extend(event.map(|event| (id, event)));
+    }
+
+    /// A permit came back or told something.
+    pub fn permit(&mut self, paced: &Paced, news: PermitNews, now: Now) {
+        match (paced, news) {
+            (Paced::Directory, PermitNews::Said(signal)) => {
+                let over = self.directories.plc_said(&signal, now.at, &self.chance);
+                if let Some(last_error) = over {
+                    self.end_patience(None, Reason::DirectoryUnavailable, last_error);
+                }
+            }
+            (Paced::Directory, PermitNews::Returned) => self.directories.give_back_plc(),
+            (Paced::Web(host), news) => {
+                self.directories.web_news(host, &news, now.at, &self.chance);
+            }
+            (Paced::Host(id), PermitNews::Said(signal)) => {
+                let over = self.hosts.said(*id, &signal, now.at, now.wall_ms, &self.chance);
+                if let Some(last_error) = over {
+                    self.end_patience(Some(*id), Reason::HostUnavailable, last_error);
+                }
+            }
+            (Paced::Host(id), PermitNews::Returned) => self.hosts.returned(*id, now.at),
+        }
+    }
+
+    fn end_patience(&mut self, host: Option<i64>, reason: Reason, last_error: LastError) {
+        tracing::warn!(%reason, %last_error, "patience is over, what waits there is parked");
+        let event = Event::PatienceEnded { reason, last_error: Some(last_error) };
+        self.patience.push((host, event));
+    }
+
+    /// The lists have changed.
+    pub fn relisted(&mut self, rows: Vec<HostRow>, now: Now) {
+        self.hosts.forget_backlogs(now.at);
+        rows.into_iter().for_each(|row| self.hosts.know(row, now.at));
+        self.may_have = MayHave { plc: true, web: true, alone: true };
+        self.next_due_ms = Some(0);
+        self.wants_counts = true;
+    }
+
+    /// New numbers.
+    pub fn set_limits(&mut self, limits: PlanLimits) {
+        self.limits = limits;
+        self.hosts.set_limits(limits.host);
+        self.directories.set_limits(limits.directory, limits.host);
+    }
+
+    /// The ledger may have moved without us: an account was applied or put back.
+    pub fn ledger_moved(&mut self) {
+        self.wants_counts = true;
+    }
+
+    /// No new work from here on.
+    pub fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// What to write and lease next; `None`: nothing.
+    pub fn next_batch(&mut self, room: Room, may_begin: bool, now: Now) -> Option<Batch> {
+        let mut batch = Batch {
+            events: std::mem::take(&mut self.events),
+            patience: std::mem::take(&mut self.patience),
+            silences: std::mem::take(&mut self.silences),
+            ..Batch::default()
+        };
+        self.asked = Asked::default();
+        batch.promote = self.next_due_ms.is_some_and(|due_ms| due_ms <= now.wall_ms);
+        let is_alone = self.in_flight.values().any(|flight| flight.runs_alone);
+        if may_begin && !self.is_draining && !is_alone {
+            self.ask_for_resolutions(&mut batch, room.resolver, now);
+            self.ask_for_fetches(&mut batch, room.fetcher, now);
+            let is_quiet = batch.plc + batch.web + batch.hosts.len() == 0;
+            batch.alone = is_quiet
+                && self.in_flight.is_empty()
+                && self.may_have.alone
+                && room.fetcher.min(room.resolver) > 0;
+        }
+        let is_empty = batch.events.is_empty()
+            && batch.patience.is_empty()
+            && batch.silences.is_empty()
+            && batch.hosts.is_empty()
+            && !batch.promote
+            && !batch.alone
+            && batch.plc + batch.web == 0;
+        if is_empty && !self.wants_counts {
+            return None;
+        }
+        self.wants_counts = false;
+        Some(batch)
+    }
+
+    fn ask_for_resolutions(&mut self, batch: &mut Batch, room: usize, now: Now) {
+        if self.hosts.counted() >= READY_MAX {
+            return;
+        }
+        if self.may_have.web {
+            batch.web = room.min(WEB_AT_ONCE_MAX);
+        }
+        let room = room.saturating_sub(batch.web);
+        while self.may_have.plc && batch.plc < room && self.directories.take_plc(now.at) {
+            batch.plc += 1;
+        }
+        self.asked.plc = batch.plc;
+    }
+
+    fn ask_for_fetches(&mut self, batch: &mut Batch, room: usize, now: Now) {
+        let fetching = self.in_flight.values().filter(|flight| flight.host.is_some()).count();
+        let room = room.min(self.limits.batch_size.saturating_sub(fetching));
+        for _ in 0..room {
+            let Some((host, is_probe)) = self.hosts.pick(now.at) else { break };
+            if is_probe {
+                self.asked.probes.push(host);
+            }
+            match self.asked.hosts.iter_mut().find(|(known, _)| *known == host) {
+                Some((_, count)) => *count += 1,
+                None => self.asked.hosts.push((host, 1)),
+            }
+        }
+        let wanted = |(host, count): &(i64, u64)| (*host, usize::try_from(*count).unwrap_or(0));
+        batch.hosts = self.asked.hosts.iter().map(wanted).collect();
+    }
+
+    /// A batch has been written: what to send out.
+    pub fn batched(&mut self, done: Batched, now: Now) -> Vec<Dispatch> {
+        for applied in &done.applied {
+            self.hosts.moved(applied, now.at);
+            if applied.after.state == State::Queued && !applied.after.alone {
+                (self.may_have.plc, self.may_have.web) = (true, true);
+            }
+            self.may_have.alone |= applied.after.alone;
+        }
+        (self.counts, self.run, self.next_due_ms) = (done.counts, done.run, done.next_due_ms);
+        let asked = std::mem::take(&mut self.asked);
+        let mut out = Vec::new();
+        for _ in done.plc.len()..asked.plc {
+            self.directories.give_back_plc();
+            self.may_have.plc = false;
+        }
+        self.may_have.web &= !done.web.is_empty();
+        for leased in done.plc {
+            out.extend(self.resolve(leased, Paced::Directory, false));
+        }
+        for leased in done.web {
+            out.extend(self.resolve_web(leased, false, now));
+        }
+        let mut got: HashMap<i64, u64> = HashMap::new();
+        for (host, leased) in done.fetch {
+            *got.entry(host).or_default() += 1;
+            let is_probe = asked.probes.contains(&host);
+            out.extend(self.fetch(leased, host, is_probe, false));
+        }
+        for (host, count) in asked.hosts {
+            self.hosts.leased(host, count, got.get(&host).copied().unwrap_or(0), now.at);
+        }
+        match done.alone {
+            Some((host, leased)) => out.extend(self.alone(host, leased, now)),
+            // Only a batch that asked for one can have found none, and nothing else was in flight then.
+            None if self.in_flight.is_empty() && out.is_empty() => self.may_have.alone = false,
+            None => {}
+        }
+        out
+    }
+
+    fn resolve(&mut self, leased: Leased, paced: Paced, runs_alone: bool) -> Option<Dispatch> {
+        let did = self.parsed(&leased)?;
+        self.in_flight.insert(leased.id, Flight { host: None, runs_alone });
+        Some(Dispatch::Resolve { id: leased.id, did, paced })
+    }
+
+    fn resolve_web(&mut self, leased: Leased, runs_alone: bool, now: Now) -> Option<Dispatch> {
+        let host = self.parsed(&leased)?.identifier().to_owned();
+        match self.directories.take_web(&host, now.at) {
+            Ok(()) => self.resolve(leased, Paced::Web(host), runs_alone),
+            Err(wait) => {
+                self.not_before(&leased, wait, now);
+                None
+            }
+        }
+    }
+
+    fn not_before(&mut self, leased: &Leased, wait: Duration, now: Now) {
+        let at_ms = now.wall_ms.saturating_add(millis(wait).max(1));
+        self.events.push((leased.id, Event::NotBefore(at_ms)));
+    }
+
+    fn fetch(
+        &mut self,
+        leased: Leased,
+        host: i64,
+        is_probe: bool,
+        runs_alone: bool,
+    ) -> Option<Dispatch> {
+        let (did, id) = (self.parsed(&leased)?, leased.id);
+        let identity = leased.identity?;
+        self.in_flight.insert(id, Flight { host: Some(host), runs_alone });
+        // When this is the last one there, no other account can show that the host works.
+        let ask_server = is_probe && self.hosts.ready(host) == 0;
+        let subject = Subject { did, identity, edition: leased.edition, last_rev: leased.rev };
+        Some(Dispatch::Fetch { id, subject, host, ask_server })
+    }
+
+    fn alone(&mut self, host: Option<i64>, leased: Leased, now: Now) -> Option<Dispatch> {
+        let Some(host) = host else {
+            if leased.did.starts_with("did:web:") {
+                return self.resolve_web(leased, true, now);
+            }
+            if self.directories.take_plc(now.at) {
+                return self.resolve(leased, Paced::Directory, true);
+            }
+            self.not_before(&leased, ALONE_PAUSE, now);
+            return None;
+        };
+        let name = leased.identity.as_ref().map_or("", |identity| identity.host.as_str());
+        match self.hosts.take(host, name, now.at) {
+            Turn::Go { probe } => self.fetch(leased, host, probe, true),
+            Turn::At(_) | Turn::Busy => {
+                self.not_before(&leased, ALONE_PAUSE, now);
+                None
+            }
+        }
+    }
+
+    /// The lists hold well-formed DIDs only; should one not be, it is parked instead of being leased for ever.
+    fn parsed(&mut self, leased: &Leased) -> Option<Did> {
+        match Did::parse(&leased.did) {
+            Ok(did) => Some(did),
+            Err(error) => {
+                let cause = Cause::Terminal(Reason::DidInvalid);
+                let failure = Failure::new(cause, None, error.to_string());
+                self.events.push((leased.id, Event::Failed { failure, host_usable_ms: None }));
+                None
+            }
+        }
+    }
+
+    /// When something can change by time alone.
+    #[must_use]
+    pub fn wake_at(&mut self, now: Now) -> Option<Instant> {
+        let due = self.next_due_ms.map(|due_ms| {
+            let wait_ms = due_ms.saturating_sub(now.wall_ms).clamp(0, 60_000).cast_unsigned();
+            now.at + Duration::from_millis(wait_ms)
+        });
+        let directory = self.directories.plc_at().filter(|_| self.may_have.plc);
+        [due, self.hosts.next_at(), directory].into_iter().flatten().min()
+    }
+
+    /// Accounts in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether nothing is left to do, as far as the last batch knows.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.in_flight.is_empty()
+            && self.events.is_empty()
+            && !self.wants_counts
+            && self.counts.pending() == 0
+    }
+
+    /// Listed accounts by state, and what this process decided, as of the last batch.
+    #[must_use]
+    pub fn counts(&self) -> (Counts, RunCounts) {
+        (self.counts, self.run)
+    }
+
+    /// Every host in hand, largest backlog first.
+    #[must_use]
+    pub fn host_views(&self, now: Now) -> Vec<HostView> {
+        self.hosts.views(now.at)
+    }
+
+    /// Whether the PLC directory refuses or is away.
+    #[must_use]
+    pub fn directory_waits(&self, now: Now) -> bool {
+        self.directories.plc_waits(now.at)
+    }
+
+    /// Notes for the ledger how long hosts have been silent, and forgets what needs no memory any more.
+    pub fn tidy(&mut self, now: Now) {
+        self.silences.extend(self.hosts.unsaved_silences(now.at));
+        self.hosts.drop_idle(now.at);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the plan is told and what it gives: limits, room, time, and work to send out.
+
+use crate::clock::Instant;
+use crate::domain::account::AccountId;
+use crate::domain::did::Did;
+use crate::net::pace::PaceLimits;
+use crate::stages::messages::{Paced, Subject};
+
+/// The operator's numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanLimits {
+    /// Pace of each PDS host.
+    pub host: PaceLimits,
+    /// Pace of the directory.
+    pub directory: PaceLimits,
+    /// Accounts between lease and seal.
+    pub batch_size: usize,
+}
+
+/// Free places in the mailboxes right now.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Of the resolver.
+    pub resolver: usize,
+    /// Of the fetcher.
+    pub fetcher: usize,
+}
+
+/// Time as the plan sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Monotonic.
+    pub at: Instant,
+    /// Ledger time, milliseconds.
+    pub wall_ms: i64,
+}
+
+/// Work to send out, its lease written and its permit taken.
+#[derive(Debug)]
+pub enum Dispatch {
+    /// To the resolver.
+    Resolve {
+        /// Whose.
+        id: AccountId,
+        /// The DID.
+        did: Did,
+        /// Whose pace the permit is of.
+        paced: Paced,
+    },
+    /// To the fetcher.
+    Fetch {
+        /// Whose.
+        id: AccountId,
+        /// What it is to be proven against.
+        subject: Subject,
+        /// Row of its host.
+        host: i64,
+        /// Ask the host how it is first.
+        ask_server: bool,
+    },
+}

@@ -1,0 +1,132 @@
+//! Health of the data directory: who waits for disk space, and what ended everything.
+//!
+//! A full disk pauses whoever writes; it says so once, tries again every second and goes on by itself, and nobody is blamed.
+//! Any other failed write or sync is final: the first one is kept, and the process ends with its exit code.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::store::error::StoreError;
+
+/// A full disk is tried again after this long.
+const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
+
+/// What is wrong right now.
+#[derive(Clone, Debug, Default)]
+pub struct Condition {
+    /// Writers that wait for space, each with its sentence.
+    pub full: BTreeMap<&'static str, String>,
+    /// What ended everything.
+    pub failed: Option<Arc<StoreError>>,
+}
+
+/// Reports and watches the condition; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<watch::Sender<Condition>>);
+
+impl Health {
+    /// Follows the condition.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Condition> {
+        self.0.subscribe()
+    }
+
+    /// What ended everything, if something did.
+    #[must_use]
+    pub fn failure(&self) -> Option<Arc<StoreError>> {
+        self.0.borrow().failed.clone()
+    }
+
+    /// Whether some writer waits for space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        !self.0.borrow().full.is_empty()
+    }
+
+    /// Ends everything, unless something has before.
+    pub fn fail(&self, error: StoreError) {
+        tracing::error!(%error, "the data directory can no longer be written");
+        self.0.send_if_modified(|condition| {
+            let is_first = condition.failed.is_none();
+            condition.failed.get_or_insert_with(|| Arc::new(error));
+            is_first
+        });
+    }
+
+    /// `writer` found the disk full, or too full.
+    pub fn full(&self, writer: &'static str, error: &dyn std::fmt::Display) {
+        let text = error.to_string();
+        let is_news =
+            self.0.send_if_modified(|condition| condition.full.insert(writer, text).is_none());
+        if is_news {
+            tracing::error!(writer, %error, "the disk is full, everything waits");
+        }
+    }
+
+    /// `writer` could write again.
+    pub fn cleared(&self, writer: &'static str) {
+        let was_full = self.0.send_if_modified(|condition| condition.full.remove(writer).is_some());
+        if was_full {
+            tracing::info!(writer, "there is space again, going on");
+        }
+    }
+
+    /// Runs `work` on a thread of its own until the disk is no longer full.
+    ///
+    /// # Errors
+    /// Whatever else `work` finds.
+    #[allow(clippy::disallowed_methods, reason = "a thread of its own that only waits for space")]
+    pub fn wait_out<T>(
+        &self,
+        writer: &'static str,
+        mut work: impl FnMut() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        loop {
+            match work() {
+                Err(error) if error.is_full() && self.failure().is_none() => {
+                    self.full(writer, &error);
+                    std::thread::sleep(DISK_FULL_RETRY);
+                }
+                done => {
+                    self.cleared(writer);
+                    return done;
+                }
+            }
+        }
+    }
+
+    /// Waits one turn for space, in async code; the caller then tries again and calls [`Health::cleared`].
+    pub async fn pause(&self, writer: &'static str, error: &StoreError) {
+        self.full(writer, error);
+        tokio::time::sleep(DISK_FULL_RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> StoreError {
+        StoreError::Full { path: "x".into(), free_bytes: 0 }
+    }
+
+    #[test]
+    fn a_full_disk_is_waited_out_and_other_errors_are_not() {
+        let health = Health::default();
+        let mut tries = 0;
+        let done = health.wait_out("test", || {
+            tries += 1;
+            if tries == 2 { Ok(tries) } else { Err(full()) }
+        });
+        assert_eq!(done.unwrap(), 2);
+        assert!(!health.is_full());
+        let damaged = || StoreError::Damaged { path: "x".into(), what: String::new() };
+        assert!(health.wait_out::<()>("test", || Err(damaged())).is_err());
+        health.fail(damaged());
+        health.fail(full());
+        assert!(matches!(health.failure().as_deref(), Some(StoreError::Damaged { .. })));
+    }
+}

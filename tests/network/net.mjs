@@ -1,6 +1,7 @@
 // Net: starts the network, seeds its accounts, writes net.json, serves until told to stop.
 //
 //   OUT=net.json node net.mjs     prints one line of JSON when net.json is complete; stops on TERM, INT, HUP
+//   `move` on stdin               moves x-moving, so far deactivated, to the other host; net.json and one line follow again
 //   EXIT_ON_EOF=1                 stops also when stdin closes, so that no test can leave it behind
 //   DATA_DIR=folder               where the servers keep their files; they are removed at the end
 //
@@ -10,6 +11,7 @@
 
 import fs from 'node:fs'
 import path from 'node:path'
+import readline from 'node:readline'
 import { WINDOW, expectation } from './expect.mjs'
 import { POST, dated, edges, likes, posts, shaped } from './records.mjs'
 import { Host, startDirectory } from './servers.mjs'
@@ -41,7 +43,6 @@ async function stop() {
   process.exit(0)
 }
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(signal, stop)
-if (process.env.EXIT_ON_EOF) process.stdin.resume().on('end', stop).on('error', stop)
 
 class Account {
   // `records` maps key to { key, value, cid, time, rejected }: what the repository holds now.
@@ -149,11 +150,12 @@ async function oddities([first, second, , , , migrated]) {
   for (const { key } of deleted) await first.delete(key)
 }
 
-// Moves `account` from A to B as its owner would: service auth, the CAR, and a directory operation.
+// Moves `account` from A to B as its owner would: service auth, the CAR, and a directory operation. Until its first write
+// there, B serves the imported commit as it is: signed with the key that the account had at A.
 async function migrate(account) {
-  const { did, handle } = account
+  const { did, handle, name } = account
   const { token } = await A.get('com.atproto.server.getServiceAuth', { aud: B.did, lxm: 'com.atproto.server.createAccount' }, account.auth)
-  const { accessJwt } = await B.post('com.atproto.server.createAccount', { did, handle, email: 'moved@example.com', password: 'hunter2' }, `Bearer ${token}`)
+  const { accessJwt } = await B.post('com.atproto.server.createAccount', { did, handle, email: `${name}@example.org`, password: 'hunter2' }, `Bearer ${token}`)
   const auth = `Bearer ${accessJwt}`
   await B.post('com.atproto.repo.importRepo', await A.get('com.atproto.sync.getRepo', { did }), auth, 'application/vnd.ipld.car')
   const credentials = await B.get('com.atproto.identity.getRecommendedDidCredentials', {}, auth)
@@ -162,6 +164,8 @@ async function migrate(account) {
   await A.post('com.atproto.server.deactivateAccount', {}, account.auth)
   Object.assign(account, { host: B, auth })
 }
+
+const firstWriteAfterMove = (account) => account.create(posts(account.handle, 1).slice(1))
 
 async function takeDown({ host, did }, applied) {
   const subject = { $type: 'com.atproto.admin.defs#repoRef', did }
@@ -184,7 +188,9 @@ async function withdrawn() {
   for (const { did } of [deleted, ...tombstoned]) await A.post('com.atproto.admin.deleteAccount', { did }, A.admin)
   for (const { did } of tombstoned) await A.plc.tombstone(did, A.rotationKey)
   directory.legacy.add(tombstoned[1].did)
-  return [takendown, deactivated, deleted, ...tombstoned]
+  const silent = await make('x-moved-silent', 'repo_invalid')
+  await migrate(silent)
+  return [takendown, deactivated, deleted, ...tombstoned, silent]
 }
 
 // Accounts that only the directory knows, or not even that.
@@ -215,20 +221,49 @@ async function others(target) {
   return [returned, many, await Account.create(A, 'x-empty')]
 }
 
+// An account that its owner deactivated in order to move: parked now, done once it has moved.
+async function departing() {
+  const account = Object.assign(await Account.create(A, 'x-moving'), { end: 'parked', reason: 'repo_deactivated' })
+  await account.create(posts(account.handle, SCALE))
+  await A.post('com.atproto.server.deactivateAccount', {}, account.auth)
+  return account
+}
+
+async function arrive(account) {
+  await A.post('com.atproto.server.activateAccount', undefined, account.auth)
+  await migrate(account)
+  await firstWriteAfterMove(account)
+  Object.assign(account, { end: 'done', reason: undefined })
+}
+
 async function seed() {
   const users = await ordinary()
   await oddities(users)
   await migrate(users.at(-1))
+  await firstWriteAfterMove(users.at(-1))
   directory.legacy.add(users[3].did).add(users[4].did)
   return [...users, ...(await withdrawn()), ...(await unhosted()), ...(await others(users[1].posts()[0]))]
 }
 
+async function report(accounts, fields) {
+  const summaries = []
+  for (const account of accounts) summaries.push(await account.summary())
+  const net = { plc: directory.url, hosts: [A.endpoint, B.endpoint], window: WINDOW, accounts: summaries }
+  fs.writeFileSync(`${OUT}.tmp`, JSON.stringify(net))
+  fs.renameSync(`${OUT}.tmp`, OUT)
+  const records = summaries.reduce((sum, account) => sum + account.records.length, 0)
+  console.log(JSON.stringify({ ready: OUT, accounts: summaries.length, records, ...fields }))
+}
+
 const started = Date.now()
-const accounts = await seed()
-const summaries = []
-for (const account of accounts) summaries.push(await account.summary())
-const net = { plc: directory.url, hosts: [A.endpoint, B.endpoint], window: WINDOW, accounts: summaries }
-fs.writeFileSync(`${OUT}.tmp`, JSON.stringify(net))
-fs.renameSync(`${OUT}.tmp`, OUT)
-const records = summaries.reduce((sum, account) => sum + account.records.length, 0)
-console.log(JSON.stringify({ ready: OUT, accounts: summaries.length, records, milliseconds: { start: started - begun, seed: Date.now() - started } }))
+const moving = await departing()
+const accounts = [...(await seed()), moving]
+await report(accounts, { milliseconds: { start: started - begun, seed: Date.now() - started } })
+
+const orders = readline.createInterface({ input: process.stdin })
+orders.on('close', () => process.env.EXIT_ON_EOF && stop())
+for await (const order of orders) {
+  if (order !== 'move' || moving.end === 'done') continue
+  await arrive(moving)
+  await report(accounts, { moved: moving.did })
+}

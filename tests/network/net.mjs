@@ -255,15 +255,34 @@ async function report(accounts, fields) {
   console.log(JSON.stringify({ ready: OUT, accounts: summaries.length, records, ...fields }))
 }
 
-const started = Date.now()
-const moving = await departing()
-const accounts = [...(await seed()), moving]
-await report(accounts, { milliseconds: { start: started - begun, seed: Date.now() - started } })
-
-const orders = readline.createInterface({ input: process.stdin })
-orders.on('close', () => process.env.EXIT_ON_EOF && stop())
-for await (const order of orders) {
-  if (order !== 'move' || moving.end === 'done') continue
-  await arrive(moving)
-  await report(accounts, { moved: moving.did })
+async function begin() {
+  const started = Date.now()
+  const moving = await departing()
+  const accounts = [...(await seed()), moving]
+  await report(accounts, { milliseconds: { start: started - begun, seed: Date.now() - started } })
+  return { accounts, moving }
 }
+
+async function obey(order, net) {
+  const { accounts, moving } = net
+  if (order === 'move' && moving.end !== 'done') {
+    await arrive(moving)
+    await report(accounts, { moved: moving.did })
+  }
+  return net
+}
+
+// Steps one after the other; one that fails because the servers are being stopped is no failure.
+let work = begin()
+const failed = (error) => {
+  if (stopping) return
+  console.error(error)
+  process.exit(1)
+}
+const orders = readline.createInterface({ input: process.stdin })
+orders.on('line', (order) => {
+  work = work.then((net) => obey(order, net))
+  work.catch(failed)
+})
+orders.on('close', () => process.env.EXIT_ON_EOF && stop())
+work.catch(failed)

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ impl Account {
 
 /// The running network; ends with its last user.
 pub struct Network {
-    pub seeded: Seeded,
+    seeded: Mutex<Seeded>,
     folder: tempfile::TempDir,
     node: Child,
     /// Closed, it ends the network, so that no killed test leaves one behind.
@@ -122,11 +122,16 @@ impl Network {
                     writeln!(sink.lock().unwrap_or_else(PoisonError::into_inner), "{line}");
             }
         });
-        let seeded = Seeded { plc: String::new(), accounts: Vec::new() };
-        let mut network = Self { seeded, folder, node, stdin, lines, errors };
+        let seeded = Mutex::new(Seeded { plc: String::new(), accounts: Vec::new() });
+        let network = Self { seeded, folder, node, stdin, lines, errors };
         println!("network: {}", network.line(SEED_SECONDS));
-        network.seeded = network.read();
+        *network.turn() = network.read();
         network
+    }
+
+    /// What the network holds, for one test at a time, because tests change it.
+    pub fn turn(&self) -> MutexGuard<'_, Seeded> {
+        self.seeded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets the account that waits for it move to its new host; gives what the network then holds.

@@ -21,6 +21,7 @@ use crate::exit_code::ExitCode;
 use crate::net::client::Client;
 use crate::net::pace::{HostPace, Turn};
 use crate::pipeline::{Surrounding, plan_limits};
+use crate::stages::messages::Probe;
 use crate::stages::resolver::{Tools, resolve};
 use crate::store::error::StoreError;
 
@@ -95,7 +96,7 @@ fn tools(settings: &Settings, surrounding: &Surrounding) -> Result<Tools, Comman
         None => Client::new(settings, clock.clone()),
     };
     let client = client.map_err(crate::pipeline::StartError::Net)?;
-    Ok(Tools { client, plc_url: settings.identity.plc_url.clone(), clock, probe: None })
+    Ok(Tools { client, plc_url: settings.identity.plc_url.clone(), clock, probe: Probe::default() })
 }
 
 /// Waits for the directory's turn.

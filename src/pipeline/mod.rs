@@ -26,7 +26,7 @@ use crate::net::error::NetError;
 use crate::net::pace::PaceLimits;
 use crate::seed::Chance;
 use crate::sink::sqlite::SqliteQueues;
-use crate::stages::messages::{ChunkProbe, DidJob, DidProbe, FetchJob, FetchedCar, RowChunk};
+use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Observed, Progress, Scheduler};
 use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
@@ -57,21 +57,8 @@ pub struct Surrounding {
     pub chance: Chance,
     /// Names and certificate authorities; `None`: the system's.
     pub network: Option<Surroundings>,
-    /// Hooks.
-    pub probes: Probes,
-}
-
-/// Hooks by stage.
-#[derive(Clone, Default)]
-pub struct Probes {
-    /// Sees each DID that a resolver worker takes up.
-    pub resolver: DidProbe,
-    /// Sees each DID that a fetcher worker takes up.
-    pub fetcher: DidProbe,
-    /// Sees each DID that a parser thread takes up.
-    pub parser: DidProbe,
-    /// Sees the number of each chunk that the exporter takes up.
-    pub exporter: ChunkProbe,
+    /// Sees what passes: for tests.
+    pub probe: Probe,
 }
 
 impl Surrounding {
@@ -79,7 +66,7 @@ impl Surrounding {
     #[must_use]
     pub fn system() -> Self {
         let (clock, chance) = (Clock::system(), Chance::system());
-        Self { clock, chance, network: None, probes: Probes::default() }
+        Self { clock, chance, network: None, probe: Probe::default() }
     }
 }
 
@@ -400,7 +387,7 @@ impl Parts<'_> {
             applier: self.disk.applier.clone(),
             rows: self.budgets.rows.clone(),
             health: self.health.clone(),
-            probe: self.surrounding.probes.exporter.clone(),
+            probe: self.surrounding.probe.clone(),
         };
         child("exporter", move || (exporter::Exporter, arguments.clone()), drop)
     }
@@ -412,7 +399,7 @@ impl Parts<'_> {
             walks: self.budgets.walks.clone(),
             rows: self.budgets.rows.clone(),
             exporter: self.mailboxes.exporter.clone(),
-            probe: self.surrounding.probes.parser.clone(),
+            probe: self.surrounding.probe.clone(),
         });
         let arguments =
             parser::Arguments { mailbox: self.mailboxes.parser.clone(), tools, threads };
@@ -429,7 +416,7 @@ impl Parts<'_> {
             parser: self.mailboxes.parser.clone(),
             health: self.health.clone(),
             clock: self.surrounding.clock.clone(),
-            probe: self.surrounding.probes.fetcher.clone(),
+            probe: self.surrounding.probe.clone(),
         });
         let arguments = fetcher::Arguments { mailbox: self.mailboxes.fetcher.clone(), tools };
         child("fetcher", move || (fetcher::Fetcher, arguments.clone()), drop)
@@ -440,7 +427,7 @@ impl Parts<'_> {
             client,
             plc_url: self.settings.identity.plc_url.clone(),
             clock: self.surrounding.clock.clone(),
-            probe: self.surrounding.probes.resolver.clone(),
+            probe: self.surrounding.probe.clone(),
         });
         let arguments = resolver::Arguments { mailbox: self.mailboxes.resolver.clone(), tools };
         child("resolver", move || (resolver::Resolver, arguments.clone()), drop)
@@ -456,6 +443,7 @@ impl Parts<'_> {
             health: self.health.clone(),
             clock: self.surrounding.clock.clone(),
             chance: self.surrounding.chance.clone(),
+            probe: self.surrounding.probe.clone(),
             progress,
         }
     }

@@ -23,7 +23,7 @@ use crate::actor::mailbox::{Envelope, Mailbox};
 use crate::domain::account::Revision;
 use crate::domain::verdict::{Cause, Failure, Reason};
 use crate::limits::{GROUP_BYTES_MAX, GROUP_SEAL_MILLISECONDS};
-use crate::stages::messages::{ChunkProbe, Export, News, Proven, Refusal, RowChunk, Ticket};
+use crate::stages::messages::{Export, News, Point, Probe, Proven, Refusal, RowChunk, Ticket};
 use crate::store::apply::Applier;
 use crate::store::budget::{Budget, Reservation};
 use crate::store::error::StoreError;
@@ -58,8 +58,8 @@ pub struct Arguments {
     pub rows: Budget,
     /// Where trouble with the disk is told.
     pub health: Health,
-    /// Called with each chunk's number before it is taken: tests slow the disk down here.
-    pub probe: ChunkProbe,
+    /// Sees what passes.
+    pub probe: Probe,
 }
 
 /// The exporter.
@@ -71,7 +71,7 @@ pub struct State {
     applier: Applier,
     rows: Budget,
     health: Health,
-    probe: ChunkProbe,
+    probe: Probe,
     /// Unfinished accounts by export number: the oldest first.
     open: BTreeMap<u64, Open>,
     /// Accounts in the open group.
@@ -158,9 +158,7 @@ impl Actor for Exporter {
 
 impl State {
     async fn take(&mut self, chunk: RowChunk) -> Result<(), StoreError> {
-        if let Some(probe) = &self.probe {
-            probe(chunk.sequence);
-        }
+        self.probe.pass(Point::Stage("exporter"));
         self.drop_abandoned();
         let RowChunk { export, sequence, items, reservation, end } = chunk;
         let id = export.id;

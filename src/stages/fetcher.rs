@@ -26,7 +26,7 @@ use crate::net::error::NetError;
 use crate::net::response::Response;
 use crate::repo::car::{Framed, Framer};
 use crate::repo::error::RepoError;
-use crate::stages::messages::{DidProbe, FetchJob, FetchedCar, News, Permit, Subject, Ticket};
+use crate::stages::messages::{FetchJob, FetchedCar, News, Permit, Point, Probe, Subject, Ticket};
 use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::spool::{Spool, SpoolError, SpoolPool, SpooledCar};
@@ -48,8 +48,8 @@ pub struct Tools {
     pub health: Health,
     /// Wall time, for the dates in headers.
     pub clock: Clock,
-    /// Called with each DID: tests make workers crash here.
-    pub probe: DidProbe,
+    /// Sees what passes.
+    pub probe: Probe,
 }
 
 /// What the stage is started with.
@@ -85,6 +85,7 @@ impl Actor for Fetcher {
         tools: &mut Arc<Tools>,
     ) -> Result<(), ActorProcessingErr> {
         let Envelope { message, slot } = envelope;
+        tools.probe.pass(Point::Stage("fetcher"));
         let work = fetch_one(message, slot, Arc::clone(tools));
         Ok(spawn_worker(myself.get_cell(), work).await?)
     }
@@ -104,9 +105,7 @@ impl Actor for Fetcher {
 async fn fetch_one(job: FetchJob, slot: Slot, tools: Arc<Tools>) {
     let FetchJob { mut ticket, subject, permit, ask_server } = job;
     ticket.enter();
-    if let Some(probe) = &tools.probe {
-        probe(subject.did.as_str());
-    }
+    tools.probe.pass(Point::Worker("fetcher", subject.did.as_str()));
     let fetched = fetch(&tools, &ticket, &subject, &permit, ask_server).await;
     drop(permit);
     match fetched {

@@ -20,11 +20,33 @@ use crate::store::budget::Reservation;
 use crate::store::items::Item;
 use crate::store::spool::SpooledCar;
 
-/// Sees each DID that a worker takes up: tests make workers crash there.
-pub type DidProbe = Option<Arc<dyn Fn(&str) + Send + Sync>>;
+/// A place that work passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point<'a> {
+    /// A stage takes a message up.
+    Stage(&'static str),
+    /// A worker of a stage takes this DID up.
+    Worker(&'static str, &'a str),
+}
 
-/// Sees the number of each chunk that the exporter takes up: tests slow the disk down there.
-pub type ChunkProbe = Option<Arc<dyn Fn(u64) + Send + Sync>>;
+/// Sees every place that work passes: tests count, slow down and crash there. Costs one branch a DID or chunk without one.
+#[derive(Clone, Default)]
+pub struct Probe(Option<Arc<dyn Fn(Point<'_>) + Send + Sync>>);
+
+impl Probe {
+    /// Calls `see` at every point, on the thread that passes it.
+    #[must_use]
+    pub fn new(see: impl Fn(Point<'_>) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(see)))
+    }
+
+    /// Work passes `point`.
+    pub fn pass(&self, point: Point<'_>) {
+        if let Some(see) = &self.0 {
+            see(point);
+        }
+    }
+}
 
 /// What the scheduler hears about a DID that it sent out.
 #[derive(Clone, Debug, PartialEq)]

@@ -29,7 +29,7 @@ use crate::repo::Source;
 use crate::repo::error::RepoError;
 use crate::repo::walk::{Expected, Leaf, LeafBlock, Walk, index_bytes};
 use crate::stages::messages::{
-    DidProbe, Export, FetchedCar, News, Proven, Refusal, RowChunk, Subject, Ticket,
+    Export, FetchedCar, News, Point, Probe, Proven, Refusal, RowChunk, Subject, Ticket,
 };
 use crate::store::budget::{Budget, Reservation};
 use crate::store::items::{Item, OpenItems};
@@ -67,8 +67,8 @@ pub struct Tools {
     pub rows: Budget,
     /// Where chunks go.
     pub exporter: Mailbox<RowChunk>,
-    /// Called with each DID before its walk: tests make workers crash here.
-    pub probe: DidProbe,
+    /// Sees what passes.
+    pub probe: Probe,
 }
 
 /// What the stage is started with.
@@ -115,6 +115,7 @@ impl Actor for Parser {
     ) -> Result<(), ActorProcessingErr> {
         let Envelope { message, slot } = envelope;
         let (tools, threads) = (Arc::clone(&state.tools), state.threads.clone());
+        tools.probe.pass(Point::Stage("parser"));
         let oversized = Arc::clone(&state.oversized);
         let work = async move { walk_one(message, slot, tools, threads, oversized).await };
         Ok(spawn_worker(myself.get_cell(), work).await?)
@@ -177,9 +178,7 @@ fn run(fetched: FetchedCar, tools: &Tools, cancel: &AtomicBool, runtime: &Handle
     static NEXT_EXPORT: AtomicU64 = AtomicU64::new(1);
     let FetchedCar { mut ticket, subject, car, framed } = fetched;
     ticket.enter();
-    if let Some(probe) = &tools.probe {
-        probe(subject.did.as_str());
-    }
+    tools.probe.pass(Point::Worker("parser", subject.did.as_str()));
     let export = Export::new(NEXT_EXPORT.fetch_add(1, Ordering::AcqRel));
     let output = Output {
         tools,

@@ -21,7 +21,7 @@ use crate::limits::DOCUMENT_BYTES_MAX;
 use crate::net::body::read_capped;
 use crate::net::client::{Client, Request, Trust};
 use crate::net::error::NetError;
-use crate::stages::messages::{DidJob, DidProbe, News};
+use crate::stages::messages::{DidJob, News, Point, Probe};
 
 /// DIDs in the mailbox, waiting and in work.
 pub const CAPACITY: usize = 64;
@@ -37,8 +37,8 @@ pub struct Tools {
     pub plc_url: Url,
     /// Wall time, for the dates in headers.
     pub clock: Clock,
-    /// Called with each DID: tests make workers crash here.
-    pub probe: DidProbe,
+    /// Sees what passes.
+    pub probe: Probe,
 }
 
 /// What the stage is started with.
@@ -74,13 +74,12 @@ impl Actor for Resolver {
         tools: &mut Arc<Tools>,
     ) -> Result<(), ActorProcessingErr> {
         let tools = Arc::clone(tools);
+        tools.probe.pass(Point::Stage("resolver"));
         let work = async move {
             let Envelope { message, slot: _held } = envelope;
             let DidJob { mut ticket, did, permit } = message;
             ticket.enter();
-            if let Some(probe) = &tools.probe {
-                probe(did.as_str());
-            }
+            tools.probe.pass(Point::Worker("resolver", did.as_str()));
             let (found, signal) = resolve(&tools, &did).await;
             permit.said(signal);
             ticket.finish(match found {

@@ -28,7 +28,9 @@ use crate::clock::{Clock, Instant};
 use crate::domain::account::AccountId;
 use crate::domain::ledger::Event;
 use crate::seed::Chance;
-use crate::stages::messages::{DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews};
+use crate::stages::messages::{
+    DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews, Point, Probe,
+};
 use crate::store::error::free_bytes;
 use crate::store::health::Health;
 use crate::store::ledger::Ledger;
@@ -104,6 +106,8 @@ pub struct Arguments {
     pub clock: Clock,
     /// Chance.
     pub chance: Chance,
+    /// Sees what passes.
+    pub probe: Probe,
     /// Told the counts after each batch, and whether everything is decided.
     pub progress: watch::Sender<Progress>,
 }
@@ -184,6 +188,7 @@ impl Actor for Scheduler {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         let now = state.now();
+        state.arguments.probe.pass(Point::Stage("scheduler"));
         match message {
             Message::Returned(id, returned) => state.plan.returned(id, returned),
             Message::Permit(paced, news) => state.plan.permit(&paced, news, now),

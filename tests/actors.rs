@@ -1,0 +1,272 @@
+//! The actors over the whole pipeline, in this process: backpressure, crashes of workers and stages, budgets.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use skyfill::commands::backfill::{self, Backfill};
+use skyfill::commands::error::CommandError;
+use skyfill::config::file::{self, Assignment, Mode};
+use skyfill::config::targets::ListSource;
+use skyfill::exit_code::ExitCode;
+use skyfill::pipeline::Surrounding;
+use skyfill::stages::messages::{Point, Probe};
+use support::judge::judge;
+use support::network::Network;
+use support::oracle::Options;
+use support::world::{Records, Shape};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Bench {
+    network: Network,
+    _folder: tempfile::TempDir,
+    data: PathBuf,
+}
+
+struct Ran {
+    code: Result<ExitCode, CommandError>,
+    summary: Value,
+}
+
+impl Bench {
+    fn new(seed: u64, accounts: usize, records: usize) -> Self {
+        let records = Records::Fixed(records);
+        let shape = Shape { seed, accounts, hosts: 4, records, odd: false };
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        Self { network: Network::generate(&shape), _folder: folder, data }
+    }
+
+    /// Runs to the end with `settings` (`key=value`) and `see` at every point.
+    fn run(&self, settings: &[&str], see: impl Fn(Point<'_>) + Send + Sync + 'static) -> Ran {
+        let order = self.order(settings);
+        let surrounding = Surrounding { probe: Probe::new(see), ..Surrounding::system() };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(4)
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut out = Vec::new();
+        let code = runtime.block_on(async {
+            let run = backfill::run(&order, &surrounding, std::future::pending(), &mut out);
+            tokio::time::timeout(PATIENCE, run).await.expect("the run ends in time")
+        });
+        runtime.shutdown_background();
+        Ran { code, summary: serde_json::from_slice(&out).unwrap_or_default() }
+    }
+
+    fn order(&self, settings: &[&str]) -> Backfill {
+        let set = |(key, value): (&str, &str)| Assignment::flag("test", key, value);
+        let data = self.data.to_string_lossy().into_owned();
+        let plc = self.network.plc.url();
+        let fixed = [
+            ("data_dir", data.as_str()),
+            ("identity.plc_url", plc.as_str()),
+            ("identity.requests_per_second", "1000"),
+            ("fetch.host_requests_per_second", "1000"),
+            ("fetch.host_concurrency", "64"),
+            ("network.allow", "127.0.0.0/8"),
+            ("limits.disk_free", "0B"),
+            ("retry.base", "10ms"),
+        ];
+        let given = settings.iter().map(|text| text.split_once('=').unwrap());
+        let assignments: Vec<Assignment> = fixed.into_iter().chain(given).map(set).collect();
+        let settings = file::load(None, &assignments, Mode::Backfill).unwrap().settings;
+        let dids = self.network.world().dids();
+        let sources = vec![ListSource::Inline { name: "test".to_owned(), dids }];
+        Backfill { settings, sources, refilter: false, json: true, quiet: true }
+    }
+
+    fn assert_all_rows(&self) {
+        judge(&self.data, self.network.expected(), &Options::default()).assert_clean();
+    }
+}
+
+fn number(value: &Value, path: &str) -> u64 {
+    value.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} in {value}"))
+}
+
+/// A gate that is shut until it is opened.
+#[derive(Default)]
+struct Gate(Mutex<bool>, Condvar);
+
+impl Gate {
+    fn wait(&self) {
+        let shut = self.0.lock().unwrap();
+        let opened = self.1.wait_timeout_while(shut, PATIENCE, |is_open| !*is_open).unwrap();
+        assert!(!opened.1.timed_out(), "the gate was opened in time");
+    }
+
+    fn open(&self) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_all();
+    }
+}
+
+/// Waits until `value` has been the same, and above zero, for a second.
+fn steady(value: impl Fn() -> usize) -> usize {
+    let (begun, mut last, mut since) = (Instant::now(), 0, Instant::now());
+    loop {
+        let now = value();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        if last > 0 && since.elapsed() > Duration::from_secs(1) {
+            return last;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it never came to rest");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_slow_exporter_makes_the_sockets_wait() {
+    const ACCOUNTS: usize = 80;
+    let bench = Bench::new(21, ACCOUNTS, 30);
+    let (gate, fetched, parsed) =
+        (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (shut, fetching, parsing) =
+        (Arc::clone(&gate), Arc::clone(&fetched), Arc::clone(&parsed));
+    let see = move |point: Point<'_>| match point {
+        Point::Worker("fetcher", _) => drop(fetching.fetch_add(1, Ordering::AcqRel)),
+        Point::Worker("parser", _) => drop(parsing.fetch_add(1, Ordering::AcqRel)),
+        Point::Stage("exporter") => shut.wait(),
+        _ => {}
+    };
+    std::thread::scope(|scope| {
+        let settings = ["fetch.concurrency=6", "limits.parsers=2", "limits.batch_size=1000"];
+        let run = scope.spawn(|| bench.run(&settings, see));
+        let at_rest = steady(|| fetched.load(Ordering::Acquire));
+        // Counted at the points, not by the mailboxes: in the exporter's mailbox 8 chunks, one of each finished walk, and one
+        // in its hands counts among them; 2 walks that wait for a place there and 2 repositories behind them; 6 in the fetcher.
+        let walked = parsed.load(Ordering::Acquire);
+        assert!(walked <= 8 + 2, "{walked} walks begun");
+        assert!(at_rest <= 8 + 4 + 6, "{at_rest} repositories asked for");
+        let asked: usize = bench.network.hosts.iter().map(|host| host.log().len()).sum();
+        assert!(asked <= at_rest, "{asked} requests at the hosts");
+        gate.open();
+        let ran = run.join().unwrap();
+        assert_eq!(ran.code.unwrap(), ExitCode::Done);
+        println!("at rest: {at_rest} asked for, {walked} walked, of {ACCOUNTS}");
+    });
+    assert_eq!(fetched.load(Ordering::Acquire), ACCOUNTS);
+    bench.assert_all_rows();
+}
+
+#[test]
+fn a_worker_that_panics_costs_only_its_did_one_attempt() {
+    for stage in ["resolver", "fetcher", "parser"] {
+        let bench = Bench::new(22, 12, 20);
+        let victim = bench.network.world().did(5).to_owned();
+        let (did, has_fired) = (victim.clone(), Arc::new(AtomicBool::new(false)));
+        let fired = Arc::clone(&has_fired);
+        let ran = bench.run(&[], move |point| {
+            let is_victim = point == Point::Worker(stage, &did);
+            assert!(!is_victim || fired.swap(true, Ordering::AcqRel), "a bug in the {stage}");
+        });
+        assert!(has_fired.load(Ordering::Acquire));
+        assert_eq!(ran.code.unwrap(), ExitCode::Done, "{stage}");
+        let ledger = rusqlite::Connection::open(bench.data.join("state.db")).unwrap();
+        let attempts = |did: &str| -> u64 {
+            let select = "SELECT rules FROM accounts WHERE did = ?1";
+            let rules: String = ledger.query_row(select, [did], |row| row.get(0)).unwrap();
+            number(&rules.parse().unwrap(), "/attempts")
+        };
+        for did in bench.network.world().dids() {
+            assert_eq!(attempts(&did), u64::from(did == victim), "{stage}: {did}");
+        }
+        bench.assert_all_rows();
+    }
+}
+
+#[test]
+fn a_did_that_kills_its_worker_three_times_is_parked_and_the_rest_finish() {
+    let bench = Bench::new(23, 10, 20);
+    let victim = bench.network.world().did(3).to_owned();
+    let (did, crashes) = (victim.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&crashes);
+    let ran = bench.run(&[], move |point| {
+        if point == Point::Worker("parser", &did) {
+            counted.fetch_add(1, Ordering::AcqRel);
+            panic!("poison");
+        }
+    });
+    assert_eq!(ran.code.unwrap(), ExitCode::SomeParked);
+    assert_eq!(crashes.load(Ordering::Acquire), 3);
+    assert_eq!((number(&ran.summary, "/accounts/done"), number(&ran.summary, "/accounts/parked")), (9, 1));
+    let parked = &ran.summary["parked"][0];
+    assert_eq!((&parked["did"], &parked["reason"]), (&victim.clone().into(), &"crash_loop".into()));
+    let others = bench.network.expected().filter(|account| account.did != victim);
+    judge(&bench.data, others, &Options::default()).assert_clean();
+}
+
+#[test]
+fn a_stage_that_dies_is_restarted_and_nothing_is_lost() {
+    for stage in ["exporter", "parser", "fetcher", "resolver", "scheduler"] {
+        for passage in [1, 7, 20] {
+            let bench = Bench::new(24, 30, 20);
+            let passed = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&passed);
+            let ran = bench.run(&[], move |point| {
+                let is_it = point == Point::Stage(stage);
+                let is_due = is_it && counted.fetch_add(1, Ordering::AcqRel) + 1 == passage;
+                assert!(!is_due, "a bug in the {stage}");
+            });
+            assert!(passed.load(Ordering::Acquire) > passage, "the fault fired and work went on");
+            assert_eq!(ran.code.unwrap(), ExitCode::Done, "{stage} at its passage {passage}");
+            bench.assert_all_rows();
+        }
+    }
+}
+
+#[test]
+fn a_stage_that_always_dies_ends_the_run_with_its_name() {
+    let bench = Bench::new(25, 5, 5);
+    let ran = bench.run(&[], |point| assert!(point != Point::Stage("fetcher"), "always"));
+    let error = ran.code.unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Failed);
+    assert!(error.to_string().contains("fetcher"), "{error}");
+}
+
+#[test]
+fn three_small_budgets_and_sixty_four_large_repositories_do_not_deadlock() {
+    // About 10 MB a repository: 400 bytes of CAR a record.
+    let bench = Bench::new(26, 64, 25_000);
+    let begun: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
+    let seen = Arc::clone(&begun);
+    let settings = ["limits.memory=64MiB", "fetch.concurrency=64", "limits.batch_size=64"];
+    let ran = bench.run(&settings, move |point| {
+        if let Point::Worker("fetcher", did) = point {
+            *seen.lock().unwrap().entry(did.to_owned()).or_default() += 1;
+        }
+    });
+    assert_eq!(ran.code.unwrap(), ExitCode::Done);
+    let bytes = number(&ran.summary, "/repo_bytes");
+    assert!(bytes > 64 * 9_000_000, "{bytes} bytes are not 64 repositories of about 10 MB");
+    assert!(begun.lock().unwrap().values().all(|times| *times == 1), "none was fetched twice");
+    let verified = verified(&bench.data);
+    assert_eq!(verified, 64 * 25_000);
+}
+
+/// Records that `skyfill verify` finds to agree.
+fn verified(data: &Path) -> u64 {
+    let mut out = Vec::new();
+    let agreement = skyfill::commands::verify::run(data, true, &mut out).unwrap();
+    let value: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(agreement, skyfill::commands::verify::Agreement::Agree, "{value}");
+    number(&value, "/records")
+}

@@ -33,6 +33,8 @@ pub struct Cli {
 pub enum Command {
     /// Run until every given account is done or parked, then print a summary
     Backfill(Box<Backfill>),
+    /// Say whether `run` would accept the configuration
+    Check(Check),
     /// Show what is done, waiting and parked, or one account's history
     Status(Status),
     /// Put parked accounts back
@@ -383,7 +385,10 @@ pub fn write_man(out: &mut dyn io::Write) -> io::Result<()> {
     page.render_synopsis_section(out)?;
     page.render_description_section(out)?;
     write_man_commands(&root, "skyfill", out)?;
-    page.render_extra_section(out)?;
+    writeln!(out, ".SH \"EXIT CODES\"")?;
+    for code in ExitCode::ALL {
+        writeln!(out, ".TP\n{}\n{}", code.code(), code.meaning())?;
+    }
     page.render_version_section(out)
 }
 
@@ -528,6 +533,6 @@ mod tests {
                 assert!(man.contains(&flag.replace('-', "\\-")), "{flag}");
             }
         }
-        assert!(man.contains("130"));
+        assert!(man.contains(".TP\n130\n"));
     }
 }

@@ -8,7 +8,7 @@ use skyfill::cli::{self, Cli, Command, Common};
 use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
-use skyfill::commands::{dry_run, retry, status, verify, verify_car};
+use skyfill::commands::{check, dry_run, retry, status, verify, verify_car};
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
 use skyfill::config::targets::ListSource;
@@ -21,6 +21,7 @@ use skyfill::store::ledger_lists::Selection;
 fn main() -> ProcessExit {
     let outcome = match Cli::parse().command {
         Command::Backfill(args) => run_backfill(&args),
+        Command::Check(args) => Ok(check::run(&args)),
         Command::Status(args) => run_status(&args),
         Command::Retry(args) => run_retry(&args),
         Command::Verify(args) => run_verify(&args),

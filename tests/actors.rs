@@ -139,16 +139,15 @@ fn a_slow_exporter_makes_the_sockets_wait() {
     let bench = Bench::new(21, ACCOUNTS, 30);
     let (gate, fetched, parsed) =
         (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (shut, fetching, parsing) =
-        (Arc::clone(&gate), Arc::clone(&fetched), Arc::clone(&parsed));
+    let (shut, fetching, parsing) = (Arc::clone(&gate), Arc::clone(&fetched), Arc::clone(&parsed));
     let see = move |point: Point<'_>| match point {
         Point::Worker("fetcher", _) => drop(fetching.fetch_add(1, Ordering::AcqRel)),
         Point::Worker("parser", _) => drop(parsing.fetch_add(1, Ordering::AcqRel)),
         Point::Stage("exporter") => shut.wait(),
         _ => {}
     };
+    let settings = ["fetch.concurrency=6", "limits.parsers=2", "limits.batch_size=1000"];
     std::thread::scope(|scope| {
-        let settings = ["fetch.concurrency=6", "limits.parsers=2", "limits.batch_size=1000"];
         let run = scope.spawn(|| bench.run(&settings, see));
         let at_rest = steady(|| fetched.load(Ordering::Acquire));
         // Counted at the points, not by the mailboxes: in the exporter's mailbox 8 chunks, one of each finished walk, and one
@@ -207,7 +206,10 @@ fn a_did_that_kills_its_worker_three_times_is_parked_and_the_rest_finish() {
     });
     assert_eq!(ran.code.unwrap(), ExitCode::SomeParked);
     assert_eq!(crashes.load(Ordering::Acquire), 3);
-    assert_eq!((number(&ran.summary, "/accounts/done"), number(&ran.summary, "/accounts/parked")), (9, 1));
+    assert_eq!(
+        (number(&ran.summary, "/accounts/done"), number(&ran.summary, "/accounts/parked")),
+        (9, 1)
+    );
     let parked = &ran.summary["parked"][0];
     assert_eq!((&parked["did"], &parked["reason"]), (&victim.clone().into(), &"crash_loop".into()));
     let others = bench.network.expected().filter(|account| account.did != victim);
@@ -248,7 +250,14 @@ fn three_small_budgets_and_sixty_four_large_repositories_do_not_deadlock() {
     let bench = Bench::new(26, 64, 25_000);
     let begun: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let seen = Arc::clone(&begun);
-    let settings = ["limits.memory=64MiB", "fetch.concurrency=64", "limits.batch_size=64"];
+    let settings = [
+        "limits.memory=64MiB",
+        "fetch.concurrency=64",
+        "limits.batch_size=64",
+        // The generated hosts make their repositories when they are asked.
+        "fetch.first_byte_timeout=10m",
+        "fetch.total_timeout=30m",
+    ];
     let ran = bench.run(&settings, move |point| {
         if let Point::Worker("fetcher", did) = point {
             *seen.lock().unwrap().entry(did.to_owned()).or_default() += 1;

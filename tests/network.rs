@@ -209,7 +209,7 @@ fn read_repository(
     framer.push(car).unwrap();
     let (framed, did) = (framer.finish().unwrap(), Did::parse(&account.did).unwrap());
     let (cancel, transformer) = (AtomicBool::new(false), transformer());
-    let opened = Walk::open(car, &framed, &Expected { did: &did, key }, &cancel);
+    let opened = Walk::open(car, &framed, &Expected { did: Some(&did), key: Some(key) }, &cancel);
     let mut walk = opened.unwrap_or_else(|error| panic!("{}: {error}", account.name));
     let rev = walk.commit().rev.clone();
     assert_eq!(Some(&rev), account.rev.as_ref(), "{}", account.name);
@@ -258,7 +258,7 @@ async fn answer(client: &reqwest::Client, plc: &str, account: &Account) -> Strin
     let mut framer = Framer::new(1 << 30);
     framer.push(&body).unwrap();
     let (framed, did) = (framer.finish().unwrap(), Did::parse(&account.did).unwrap());
-    let (cancel, expected) = (AtomicBool::new(false), Expected { did: &did, key: &key });
+    let (cancel, expected) = (AtomicBool::new(false), Expected { did: Some(&did), key: Some(&key) });
     let opened = Walk::open(&body, &framed, &expected, &cancel);
     opened.err().map_or("a proven repository".to_owned(), |error| error.to_string())
 }

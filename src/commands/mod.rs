@@ -1,6 +1,7 @@
 //! Commands: arguments to actions to exit codes.
 
 pub mod backfill;
+pub mod check;
 pub mod dry_run;
 pub mod error;
 pub mod retry;

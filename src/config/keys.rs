@@ -35,14 +35,14 @@ impl Form {
     /// Whether `data` is of this form.
     #[must_use]
     pub fn accepts(self, data: &Data) -> bool {
-        match (self, data) {
+        matches!(
+            (self, data),
             (Self::Text, Data::Text(_))
-            | (Self::Whole, Data::Whole(_))
-            | (Self::Number, Data::Whole(_) | Data::Fraction(_))
-            | (Self::Flag, Data::Flag(_))
-            | (Self::Texts | Self::Wholes, Data::List(_)) => true,
-            _ => false,
-        }
+                | (Self::Whole, Data::Whole(_))
+                | (Self::Number, Data::Whole(_) | Data::Fraction(_))
+                | (Self::Flag, Data::Flag(_))
+                | (Self::Texts | Self::Wholes, Data::List(_))
+        )
     }
 
     /// The form of an element, for lists.

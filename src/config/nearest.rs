@@ -6,7 +6,8 @@
 /// equals.
 #[must_use]
 pub fn nearest<'k>(written: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    let scored = known.map(|key| (score(written, key), key));
+    let written: String = written.chars().take(WRITTEN_MAX).collect();
+    let scored = known.map(|key| (score(&written, key), key));
     let best = scored.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.filter(|(score, _)| *score >= LIKE).map(|(_, key)| key)
 }
@@ -51,8 +52,7 @@ fn ratio(part: usize, whole: usize) -> f64 {
 
 /// Insertions, deletions, replacements and swaps of neighbours that make one text of the other.
 fn edits(left: &str, right: &str) -> usize {
-    let (left, right): (Vec<char>, Vec<char>) =
-        (left.chars().take(WRITTEN_MAX).collect(), right.chars().collect());
+    let (left, right): (Vec<char>, Vec<char>) = (left.chars().collect(), right.chars().collect());
     let mut before_last: Vec<usize> = Vec::new();
     let mut last: Vec<usize> = (0..=right.len()).collect();
     for row in 1..=left.len() {

@@ -283,7 +283,10 @@ mod tests {
             let point = multibase(p256.to_sec1_point(is_compressed).as_bytes());
             let legacy = key_of("EcdsaSecp256r1VerificationKey2019", &point);
             assert_eq!(legacy, Ok(format!("did:key:{P256}")));
-            assert_eq!(key_of("EcdsaSecp256k1VerificationKey2019", &point), Err(INVALID));
+            if !is_compressed {
+                // Of the other curve; half of all compressed points would pass for one.
+                assert_eq!(key_of("EcdsaSecp256k1VerificationKey2019", &point), Err(INVALID));
+            }
         }
         for (kind, encoded) in [
             ("Multikey", ""),

@@ -24,7 +24,6 @@ pub fn document_url(base: &Url, did: &Did) -> Url {
 
 /// What the directory's answer means; `body` is the whole body, or its first
 /// [`DOCUMENT_BYTES_MAX`](crate::limits::DOCUMENT_BYTES_MAX) + 1 bytes. `now_ms` is wall time, milliseconds since 1970.
-#[must_use]
 pub fn outcome(did: &Did, status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> Outcome {
     judge(did, status, headers, body, now_ms, |body| {
         let message = answer::message(body)?.to_ascii_lowercase();

@@ -24,7 +24,6 @@ pub fn document_url(did: &Did) -> Option<Url> {
 
 /// What the web host's answer means; `body` is the whole body, or its first
 /// [`DOCUMENT_BYTES_MAX`](crate::limits::DOCUMENT_BYTES_MAX) + 1 bytes. `now_ms` is wall time, milliseconds since 1970.
-#[must_use]
 pub fn outcome(did: &Did, status: u16, headers: &HeaderMap, body: &[u8], now_ms: i64) -> Outcome {
     judge(did, status, headers, body, now_ms, |_| Some(Reason::DidNotFound))
 }
@@ -41,8 +40,8 @@ mod tests {
         assert_eq!(web("did:web:Example.COM"), "https://example.com/.well-known/did.json");
         assert_eq!(web("did:web:localhost%3A2583"), "http://localhost:2583/.well-known/did.json");
         assert_eq!(web("did:web:localhost"), "http://localhost/.well-known/did.json");
-        let named = "did:web:localhost.example.com";
-        assert_eq!(web(named), "https://localhost.example.com/.well-known/did.json");
+        let named = "did:web:my-localhost.example";
+        assert_eq!(web(named), "https://my-localhost.example/.well-known/did.json");
         assert_eq!(url("did:plc:44ybard66vv44zksje25o7dz"), None);
     }
 

@@ -311,7 +311,8 @@ mod tests {
 
     #[test]
     fn waits_are_read_in_every_form_and_bounded() {
-        let cases: &[(&[(&str, &str)], Option<f64>)] = &[
+        type Headers = &'static [(&'static str, &'static str)];
+        let cases: &[(Headers, Option<f64>)] = &[
             (&[], None),
             (&[("retry-after", "17")], Some(17.0)),
             (&[("retry-after", " 1.5 ")], Some(1.5)),

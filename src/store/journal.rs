@@ -7,7 +7,7 @@
 //! The rename is the commit. A part is worth nothing and is deleted at the next start. Space is reserved in steps of 8 MiB
 //! out of `limits.journal` before it is written; sealed segments count until they are forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use crate::crash_point;
@@ -45,6 +45,8 @@ struct Part {
     file: Appender,
     reserved_bytes: u64,
     accounts: Vec<AccountEntry>,
+    /// Their DIDs and editions: an export that was begun twice (its first owner was restarted) is in a segment once.
+    exports: HashSet<(String, u32)>,
 }
 
 /// The part of one large account.
@@ -112,7 +114,8 @@ impl Journal {
         })
     }
 
-    /// Appends a whole account to the open group; all of it or nothing.
+    /// Appends a whole account to the open group; all of it or nothing. An account that the group has at this edition is
+    /// passed over: followers pass over repetitions between segments, the journal within one.
     ///
     /// # Errors
     /// [`JournalError`]; the group is then as it was.
@@ -125,10 +128,16 @@ impl Journal {
             Some(part) => part,
             None => self.begin_part("group")?,
         };
+        let export = (revision.did.clone(), revision.edition);
+        if part.exports.contains(&export) {
+            self.group = Some(part);
+            return Ok(());
+        }
         let before = part.file.bytes();
         let appended = self.append_items(&mut part, items);
         match appended {
             Ok(entries) => {
+                part.exports.insert(export);
                 part.accounts.push(AccountEntry { revision: revision.clone(), items: entries })
             }
             Err(error) => {
@@ -298,7 +307,8 @@ impl Journal {
             self.folder.remove(&name)?;
             return Err(error.into());
         }
-        Ok(Part { name, file, reserved_bytes: 0, accounts: Vec::new() })
+        let (accounts, exports) = (Vec::new(), HashSet::new());
+        Ok(Part { name, file, reserved_bytes: 0, accounts, exports })
     }
 
     fn append_items(
@@ -412,6 +422,7 @@ mod tests {
         let mut large = journal.begin_large().unwrap();
         journal.append_account(&revision("one"), &[&item(0, "[1]"), &item(0, "[22]")]).unwrap();
         journal.append_account(&revision("two"), &[]).unwrap();
+        journal.append_account(&revision("one"), &[&item(0, "[1]")]).unwrap();
         journal.append_large(&mut large, &[item(0, "[333]")]).unwrap();
         journal.seal_group().unwrap();
         journal.seal_large(large, &revision("three")).unwrap();

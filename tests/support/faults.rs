@@ -159,6 +159,19 @@ impl Fault {
         }
     }
 
+    /// Whether it is about what a repository says, not about how it is sent.
+    pub fn breaks_content(&self) -> bool {
+        matches!(
+            self,
+            Self::WrongHash
+                | Self::MissingRecord
+                | Self::MissingNode
+                | Self::OtherDid
+                | Self::BadSignature
+                | Self::HighS
+        )
+    }
+
     /// A plain answer of `code`.
     pub fn status(code: u16) -> Self {
         Self::Status { code, headers: Vec::new(), body: Vec::new() }
@@ -299,10 +312,14 @@ impl Faults {
         waiting
     }
 
+    /// Those of `names` that have not fired.
+    pub fn never_fired<'n>(&self, names: &[&'n str]) -> Vec<&'n str> {
+        names.iter().copied().filter(|name| self.fired(name) == 0).collect()
+    }
+
     /// Fails unless each of these has fired at least once.
     pub fn assert_fired(&self, names: &[&str]) {
-        let missing: Vec<&&str> = names.iter().filter(|name| self.fired(name) == 0).collect();
-        let fired = self.fired.lock().unwrap();
+        let (missing, fired) = (self.never_fired(names), self.fired.lock().unwrap().clone());
         assert!(missing.is_empty(), "never fired: {missing:?}; fired: {fired:?}");
     }
 }

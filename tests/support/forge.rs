@@ -1,7 +1,7 @@
 //! Forges repositories: records, MST, signed commit and CAR, from a seed, with libraries that skyfill's engine does not use
 //! for it. Broken ones too: what to break is an option.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use cid::Cid;
 use cid::multihash::Multihash;
@@ -256,6 +256,9 @@ impl Account {
 
     pub fn car(&self, options: &CarOptions) -> Vec<u8> {
         let (data, mut blocks) = self.tree();
+        // Two keys may lead to one record: its block is sent once, so that the loss of any block is a loss.
+        let mut sent = HashSet::new();
+        blocks.retain(|block| sent.insert(block.cid));
         let commit = self.commit(data, options);
         let root = cid_of(&commit);
         if let Some(index) = options.corrupt_record {
@@ -361,19 +364,20 @@ struct Leaf<'a> {
 
 /// Writes the node of `leaves` at `layer`, its subtrees and records; gives its CID. Walk order: a node before its children.
 fn node(leaves: &[Leaf<'_>], layer: u32, blocks: &mut Vec<Block>) -> Cid {
-    let mut below = Vec::new();
-    let subtree = |range: &[Leaf<'_>], below: &mut Vec<Block>| {
-        (!range.is_empty()).then(|| node(range, layer - 1, below))
+    let place = blocks.len();
+    blocks.push(Block { cid: Cid::default(), bytes: Vec::new(), is_node: true });
+    let subtree = |range: &[Leaf<'_>], blocks: &mut Vec<Block>| {
+        (!range.is_empty()).then(|| node(range, layer - 1, blocks))
     };
     let own: Vec<usize> = (0..leaves.len()).filter(|i| leaves[*i].depth == layer).collect();
-    let left = subtree(&leaves[..own.first().copied().unwrap_or(leaves.len())], &mut below);
+    let left = subtree(&leaves[..own.first().copied().unwrap_or(leaves.len())], blocks);
     let mut entries = Vec::new();
     let mut previous = "";
     for (position, index) in own.iter().enumerate() {
         let leaf = &leaves[*index];
-        below.push(Block { cid: leaf.cid, bytes: leaf.bytes.to_vec(), is_node: false });
+        blocks.push(Block { cid: leaf.cid, bytes: leaf.bytes.to_vec(), is_node: false });
         let end = own.get(position + 1).copied().unwrap_or(leaves.len());
-        let right = subtree(&leaves[index + 1..end], &mut below);
+        let right = subtree(&leaves[index + 1..end], blocks);
         let shared = previous.bytes().zip(leaf.key.bytes()).take_while(|(a, b)| a == b).count();
         entries.push(map([
             ("p", Ipld::Integer(shared as i128)),
@@ -385,8 +389,7 @@ fn node(leaves: &[Leaf<'_>], layer: u32, blocks: &mut Vec<Block>) -> Cid {
     }
     let bytes = encode(&map([("l", link_or_null(left)), ("e", Ipld::List(entries))]));
     let cid = cid_of(&bytes);
-    blocks.push(Block { cid, bytes, is_node: true });
-    blocks.append(&mut below);
+    blocks[place] = Block { cid, bytes, is_node: true };
     cid
 }
 

@@ -40,6 +40,8 @@ pub struct Now {
     /// Index of its host.
     pub host: usize,
     pub revision: u64,
+    /// How often its signing key was replaced.
+    pub rotations: u64,
 }
 
 /// What the servers share.
@@ -51,11 +53,14 @@ pub struct Net {
     cars: Mutex<Cars>,
 }
 
+/// Account, revision, rotations.
+type CarKey = (usize, u64, u64);
+
 /// Repositories made before, the oldest first to go.
 #[derive(Default)]
 struct Cars {
-    made: HashMap<(usize, u64), Bytes>,
-    order: VecDeque<(usize, u64)>,
+    made: HashMap<CarKey, Bytes>,
+    order: VecDeque<CarKey>,
     bytes: usize,
 }
 
@@ -71,7 +76,12 @@ impl Net {
     }
 
     pub fn now(&self, index: usize) -> Now {
-        let born = || Now { standing: Standing::Active, host: self.world.host(index), revision: 0 };
+        let born = || Now {
+            standing: Standing::Active,
+            host: self.world.host(index),
+            revision: 0,
+            rotations: 0,
+        };
         self.changes.lock().unwrap().get(&index).copied().unwrap_or_else(born)
     }
 
@@ -86,13 +96,19 @@ impl Net {
         &self.endpoints.get().expect("the network has started")[host]
     }
 
-    /// The account's CAR at `revision`, made now or before. Takes as long as that takes.
-    pub fn car(&self, index: usize, revision: u64) -> Bytes {
-        let key = (index, revision);
+    /// The account as it is.
+    pub fn account(&self, index: usize, now: Now) -> WorldAccount {
+        let key = self.world.key_after(index, now.rotations);
+        WorldAccount { key, ..self.world.account_at(index, now.revision) }
+    }
+
+    /// The account's CAR as it is, made now or before. Takes as long as that takes.
+    pub fn car(&self, index: usize, now: Now) -> Bytes {
+        let key = (index, now.revision, now.rotations);
         if let Some(car) = self.cars.lock().unwrap().made.get(&key) {
             return car.clone();
         }
-        let car = Bytes::from(self.world.account_at(index, revision).car());
+        let car = Bytes::from(self.account(index, now).car());
         if car.len() <= CACHE_BYTES_MAX / 4 {
             self.cars.lock().unwrap().keep(key, car.clone());
         }
@@ -101,7 +117,7 @@ impl Net {
 }
 
 impl Cars {
-    fn keep(&mut self, key: (usize, u64), car: Bytes) {
+    fn keep(&mut self, key: CarKey, car: Bytes) {
         if self.made.contains_key(&key) {
             return;
         }
@@ -174,16 +190,26 @@ impl Network {
         self.net.now(index).revision
     }
 
+    /// The account's host serves another revision, perhaps an older one.
+    pub fn set_revision(&self, index: usize, revision: u64) {
+        self.net.change(index, |now| now.revision = revision);
+    }
+
+    /// The account gets a new signing key, in its document and in what its host serves from now on.
+    pub fn rotate_key(&self, index: usize) {
+        self.net.change(index, |now| now.rotations += 1);
+    }
+
     /// Makes every CAR that will be kept, so that a measurement does not measure the forge.
     pub fn warm(&self) {
         for index in 0..self.world().len() {
-            self.net.car(index, self.net.now(index).revision);
+            self.net.car(index, self.net.now(index));
         }
     }
 
     /// Bytes of the account's CAR as it is served now.
     pub fn car_bytes(&self, index: usize) -> u64 {
-        self.net.car(index, self.net.now(index).revision).len() as u64
+        self.net.car(index, self.net.now(index)).len() as u64
     }
 
     /// Indexes of the accounts that a run must finish as `done`, faults aside.

@@ -116,6 +116,10 @@ fn error(name: &str, message: &str) -> Response<Body> {
     server::json(400, &json!({"error": name, "message": message}))
 }
 
+fn not_found(did: &str) -> Response<Body> {
+    error("RepoNotFound", &format!("Could not find repo for DID: {did}"))
+}
+
 impl Host {
     /// Counts the request against the limit.
     fn over_limit(&self, manners: &Manners) -> Option<Response<Body>> {
@@ -189,8 +193,8 @@ impl Host {
     }
 
     /// The account and how it stands here, or the error that says why not.
-    fn find(&self, did: &str) -> Result<(usize, Now), Response<Body>> {
-        let unknown = || error("RepoNotFound", &format!("Could not find repo for DID: {did}"));
+    fn find(&self, did: &str) -> Result<(usize, Now), Box<Response<Body>>> {
+        let unknown = || Box::new(not_found(did));
         let index = self.net.world.index_of(did).ok_or_else(unknown)?;
         let now = self.net.now(index);
         if now.host == self.number {
@@ -202,9 +206,9 @@ impl Host {
         Err(unknown())
     }
 
-    fn found_active(&self, did: &str) -> Result<(usize, Now), Response<Body>> {
+    fn found_active(&self, did: &str) -> Result<(usize, Now), Box<Response<Body>>> {
         let (index, now) = self.find(did)?;
-        Err(match now.standing {
+        Err(Box::new(match now.standing {
             Standing::Active => return Ok((index, now)),
             Standing::Deactivated => {
                 error("RepoDeactivated", &format!("Repo has been deactivated: {did}"))
@@ -213,16 +217,14 @@ impl Host {
                 error("RepoTakendown", &format!("Repo has been taken down: {did}"))
             }
             Standing::Suspended => error("RepoSuspended", &format!("Repo is suspended: {did}")),
-            Standing::Deleted | Standing::Tombstoned | Standing::Unregistered => {
-                error("RepoNotFound", &format!("Could not find repo for DID: {did}"))
-            }
-        })
+            Standing::Deleted | Standing::Tombstoned | Standing::Unregistered => not_found(did),
+        }))
     }
 
     fn status(&self, did: &str) -> Response<Body> {
         let (index, now) = match self.find(did) {
             Ok(found) => found,
-            Err(error) => return error,
+            Err(error) => return *error,
         };
         let status = match now.standing {
             Standing::Active => {
@@ -234,7 +236,7 @@ impl Host {
             Standing::Suspended => "suspended",
             Standing::Deleted => "deleted",
             Standing::Tombstoned | Standing::Unregistered => {
-                return error("RepoNotFound", &format!("Could not find repo for DID: {did}"));
+                return not_found(did);
             }
         };
         server::json(200, &json!({"did": did, "active": false, "status": status}))
@@ -243,10 +245,10 @@ impl Host {
     async fn latest_commit(self: &Arc<Self>, did: &str) -> Response<Body> {
         let (index, now) = match self.found_active(did) {
             Ok(found) => found,
-            Err(error) => return error,
+            Err(error) => return *error,
         };
         let net = Arc::clone(&self.net);
-        let made = move || net.world.account_at(index, now.revision).commit_cid();
+        let made = move || net.account(index, now).commit_cid();
         let cid = tokio::task::spawn_blocking(made).await.expect("the forge does not fail");
         let rev = self.net.world.rev(index, now.revision);
         server::json(200, &json!({"cid": cid, "rev": rev}))
@@ -262,11 +264,11 @@ impl Host {
     ) -> Answer {
         let (index, now) = match self.found_active(did) {
             Ok(found) => found,
-            Err(error) => return Ok(error),
+            Err(error) => return Ok(*error),
         };
         let net = Arc::clone(&self.net);
         let wanted = fault.clone();
-        let made = move || car(&net, index, now.revision, wanted.as_ref());
+        let made = move || car(&net, index, now, wanted.as_ref());
         let car = tokio::task::spawn_blocking(made).await.expect("the forge does not fail");
         let length = car.len();
         let mut sending = Sending::new(car, manners, self.log.transfer(number), self);
@@ -283,28 +285,30 @@ impl Host {
 }
 
 /// The CAR, with the broken content that a fault asks for; such a fault has fired if there was something to break.
-fn car(net: &Net, index: usize, revision: u64, fault: Option<&Fault>) -> Bytes {
-    let account = net.world.account_at(index, revision);
+fn car(net: &Net, index: usize, now: Now, fault: Option<&Fault>) -> Bytes {
+    let Some(fault) = fault.filter(|fault| fault.breaks_content()) else {
+        return net.car(index, now);
+    };
+    let account = net.account(index, now);
     let middle = account.records.len() / 2;
     let mut options = CarOptions::default();
     match fault {
-        Some(Fault::WrongHash) => {
+        Fault::WrongHash => {
             options.corrupt_record = (0..account.records.len())
                 .find(|at| *at >= middle && !account.records[*at].bytes.is_empty());
         }
-        Some(Fault::MissingRecord) => {
+        Fault::MissingRecord => {
             options.missing_record = (!account.records.is_empty()).then_some(middle);
         }
-        Some(Fault::MissingNode) => {
+        Fault::MissingNode => {
             let (_, blocks) = account.forged().tree();
             options.missing_node = blocks.iter().filter(|block| block.is_node).count() > 1;
         }
-        Some(Fault::OtherDid) => {
+        Fault::OtherDid => {
             options.commit_did = Some("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa".to_owned());
         }
-        Some(Fault::BadSignature) => options.wrong_signature = true,
-        Some(Fault::HighS) => options.sign_high = true,
-        _ => return net.car(index, revision),
+        Fault::BadSignature => options.wrong_signature = true,
+        _ => options.sign_high = true,
     }
     let is_broken = options.corrupt_record.is_some()
         || options.missing_record.is_some()
@@ -312,7 +316,7 @@ fn car(net: &Net, index: usize, revision: u64, fault: Option<&Fault>) -> Bytes {
         || options.commit_did.is_some()
         || options.wrong_signature
         || options.sign_high;
-    if let Some(fault) = fault.filter(|_| is_broken) {
+    if is_broken {
         net.faults.note(fault.name());
     }
     Bytes::from(account.car_with(&options))

@@ -125,7 +125,8 @@ fn set_endpoint(document: &mut Json, endpoint: &str) {
 
 /// An account's document. By its index: every fourth is in the legacy form, some have other services, keys and names first.
 pub fn document(net: &Net, index: usize) -> Json {
-    let (did, key) = (net.world.did(index), net.world.key(index));
+    let now = net.now(index);
+    let (did, key) = (net.world.did(index), net.world.key_after(index, now.rotations));
     let is_legacy = index % 4 == 3;
     let mut methods = Vec::new();
     if index % 5 == 2 {
@@ -159,7 +160,7 @@ pub fn document(net: &Net, index: usize) -> Json {
     };
     services.push(json!({
         "id": id, "type": "AtprotoPersonalDataServer",
-        "serviceEndpoint": net.endpoint(net.now(index).host),
+        "serviceEndpoint": net.endpoint(now.host),
     }));
     let handle = format!("at://{}", net.world.handle(index));
     let names = match index % 9 {

@@ -54,9 +54,32 @@ enum Order {
     Stop,
 }
 
+/// The order that the server's thread has carried out last.
+#[derive(Default)]
+struct Acted {
+    order: Mutex<Option<Order>>,
+    changed: Condvar,
+}
+
+impl Acted {
+    fn set(&self, order: Order) {
+        *self.order.lock().unwrap() = Some(order);
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, order: Order) {
+        let patience = Duration::from_secs(30);
+        let is_other = |acted: &mut Option<Order>| *acted != Some(order);
+        let acted = self.order.lock().unwrap();
+        let (_acted, waited) = self.changed.wait_timeout_while(acted, patience, is_other).unwrap();
+        assert!(!waited.timed_out(), "the server does not obey");
+    }
+}
+
 pub struct Server {
     address: SocketAddr,
     order: watch::Sender<Order>,
+    acted: Arc<Acted>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,16 +96,18 @@ impl Server {
         let address = listener.local_addr().expect("a bound listener has an address");
         listener.set_nonblocking(true).expect("sockets can be made non-blocking");
         let (order, orders) = watch::channel(Order::Serve);
+        let acted = Arc::new(Acted::default());
+        let told = Arc::clone(&acted);
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .expect("a runtime for a test server");
-            runtime.block_on(serve(listener, orders, handler));
+            runtime.block_on(serve(listener, orders, &told, handler));
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        Self { address, order, thread: Some(thread.expect("a thread for a test server")) }
+        Self { address, order, acted, thread: Some(thread.expect("a thread for a test server")) }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -94,10 +119,12 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// Whether connections are refused; those that exist end when this becomes so. The port stays the same.
+    /// Whether connections are refused; those that exist end when this becomes so. It is so when this returns. The port
+    /// stays the same.
     pub fn refuse(&self, is_refusing: bool) {
         let order = if is_refusing { Order::Refuse } else { Order::Serve };
         self.order.send(order).expect("the server's thread lives as long as the server");
+        self.acted.wait(order);
     }
 }
 
@@ -113,6 +140,7 @@ impl Drop for Server {
 async fn serve(
     listener: std::net::TcpListener,
     mut orders: watch::Receiver<Order>,
+    acted: &Acted,
     handler: Arc<Handler>,
 ) {
     let address = listener.local_addr().expect("a bound listener has an address");
@@ -138,6 +166,7 @@ async fn serve(
             }
             Order::Serve => {}
         }
+        acted.set(order);
         let accepted = async {
             match &listener {
                 Some(listener) => listener.accept().await,
@@ -353,7 +382,8 @@ impl Log {
         state.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
     }
 
-    /// Waits until `is_enough` of the entries, at most `patience`; says whether it came to that.
+    /// Waits until `is_enough` of the entries, at most `patience`; says whether it came to that. `is_enough` must not ask the
+    /// log for anything: it is called with the log in hand.
     pub fn wait(&self, patience: Duration, mut is_enough: impl FnMut(&[Entry]) -> bool) -> bool {
         let until = Instant::now() + patience;
         let mut state = self.state.lock().unwrap();

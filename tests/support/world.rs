@@ -158,7 +158,12 @@ impl World {
 
     /// The account's signing key; one in three is P-256.
     pub fn key(&self, index: usize) -> Key {
-        Key::from_seed(account_seed(self.0.shape.seed, index))
+        self.key_after(index, 0)
+    }
+
+    /// The key after so many rotations.
+    pub fn key_after(&self, index: usize, rotations: u64) -> Key {
+        Key::from_seed(account_seed(self.0.shape.seed, index).wrapping_add(rotations))
     }
 
     /// Revision number `revision` of the account, as its commit says it.
@@ -237,7 +242,7 @@ fn account_seed(seed: u64, index: usize) -> u64 {
 
 /// One seed from three numbers, well mixed: neighbours must not look alike.
 fn mixed(a: u64, b: u64, c: u64) -> u64 {
-    let mut state = a ^ b.rotate_left(24) ^ c.rotate_left(48) ^ 0x9e37_79b9_7f4a_7c15;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for part in [a, b, c] {
         state = (state ^ part).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         state ^= state >> 29;
@@ -303,14 +308,15 @@ impl WorldAccount {
         self.car_with(&CarOptions::default())
     }
 
-    /// The CAR with `options`, but with its blocks in an order of this account's own.
+    /// The CAR with `options`, but with its blocks in an order of this account's own, and here and there a second root.
     pub fn car_with(&self, options: &CarOptions) -> Vec<u8> {
         let order = match self.index % 3 {
             0 => Order::Tree,
             1 => Order::Newest,
             _ => Order::Shuffled(self.index as u64),
         };
-        self.forged().car(&CarOptions { order, ..options.clone() })
+        let second_root = options.second_root || self.index % 13 == 8;
+        self.forged().car(&CarOptions { order, second_root, ..options.clone() })
     }
 
     /// CID of the commit, as text.

@@ -258,7 +258,8 @@ async fn answer(client: &reqwest::Client, plc: &str, account: &Account) -> Strin
     let mut framer = Framer::new(1 << 30);
     framer.push(&body).unwrap();
     let (framed, did) = (framer.finish().unwrap(), Did::parse(&account.did).unwrap());
-    let (cancel, expected) = (AtomicBool::new(false), Expected { did: Some(&did), key: Some(&key) });
+    let (cancel, expected) =
+        (AtomicBool::new(false), Expected { did: Some(&did), key: Some(&key) });
     let opened = Walk::open(&body, &framed, &expected, &cancel);
     opened.err().map_or("a proven repository".to_owned(), |error| error.to_string())
 }

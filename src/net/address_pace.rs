@@ -121,14 +121,14 @@ mod tests {
     async fn the_table_stays_bounded_and_keeps_the_busy() {
         let (mut pace, mut now) = (AddressPace::new(1.0), Clock::system().now());
         pace.reserve(&ips(&["9.9.9.9"]), now + Duration::from_secs(30));
-        for number in 0..20_000_u32 {
+        for number in 0..10_000_u32 {
             now += Duration::from_millis(1);
             pace.reserve(&[IpAddr::V4((0x0b00_0000 + number).into())], now);
             assert!(pace.next_free.len() <= ADDRESSES_MAX);
         }
-        assert!(pace.reserve(&ips(&["9.9.9.9"]), now) > Duration::from_secs(10));
+        assert!(pace.reserve(&ips(&["9.9.9.9"]), now) > Duration::from_secs(20));
         let mut full = AddressPace::new(0.000_001);
-        for number in 0..10_000_u32 {
+        for number in 0..4_500_u32 {
             full.reserve(&[IpAddr::V4((0x0b00_0000 + number).into())], now);
         }
         assert!(full.next_free.len() <= ADDRESSES_MAX);

@@ -7,6 +7,7 @@
 //! There is one reqwest client a route (`net::guard`), because reqwest's resolver learns nothing about the request: a route's
 //! resolver admits what its route admits, and a connection is never shared between routes.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -115,6 +116,18 @@ struct Way {
     http: reqwest::Client,
 }
 
+impl Way {
+    /// The addresses behind a URL's host: written there, or looked up and checked.
+    async fn addresses(&self, url: &Url) -> Result<Vec<IpAddr>, NetError> {
+        match url.host() {
+            Some(Host::Ipv4(address)) => Ok(vec![address.into()]),
+            Some(Host::Ipv6(address)) => Ok(vec![address.into()]),
+            Some(Host::Domain(name)) => self.names.addresses(name).await,
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
 impl Client {
     /// A client for this system.
     ///
@@ -158,6 +171,14 @@ impl Client {
     #[must_use]
     pub fn guard(&self) -> &Guard {
         &self.0.guard
+    }
+
+    /// The addresses that a request for `url` may go to, without asking there; an address written in the URL needs no names.
+    ///
+    /// # Errors
+    /// [`NetError::Forbidden`], [`NetError::Dns`].
+    pub async fn addresses(&self, url: &Url, trust: Trust) -> Result<Vec<IpAddr>, NetError> {
+        self.0.way(url, trust)?.addresses(url).await
     }
 
     /// Asks for `url` and follows at most five redirects, each through the guard and none from https to http. Waits for the
@@ -216,12 +237,7 @@ impl Inner {
     /// Takes a place at every address of the host and waits for it. The resolver asks again when it connects, mostly from its
     /// cache; its own check is what counts.
     async fn wait_for_pace(&self, way: &Way, url: &Url) -> Result<(), NetError> {
-        let mut addresses = match url.host() {
-            Some(Host::Ipv4(address)) => vec![address.into()],
-            Some(Host::Ipv6(address)) => vec![address.into()],
-            Some(Host::Domain(name)) => way.names.addresses(name).await?,
-            None => Vec::new(),
-        };
+        let mut addresses = way.addresses(url).await?;
         addresses.retain(|address| !self.guard.is_allowed(*address));
         let wait = {
             let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -250,8 +266,10 @@ impl Inner {
             .header(ACCEPT_ENCODING, HeaderValue::from_static(encoding));
         let answer = request.send().await.map_err(|error| unanswered(&host, &error))?;
         // The resolver has seen to this; a connection that came about in another way would end here.
-        let address = answer.remote_addr().map(|socket| socket.ip());
-        if !address.is_some_and(|address| self.guard.admits(address, way.route)) {
+        let Some(address) = answer.remote_addr() else {
+            return Err(NetError::NoAnswer(told(&host, "the connection has no address any more")));
+        };
+        if !self.guard.admits(address.ip(), way.route) {
             return Err(NetError::forbidden(&host, "answered from an address it may not have"));
         }
         if headers_bytes(answer.headers()) > HEADERS_BYTES_MAX {
@@ -317,13 +335,12 @@ fn redirect(answer: &reqwest::Response, url: &Url) -> Result<Option<Url>, NetErr
     let Some(location) = answer.headers().get(LOCATION) else { return Ok(None) };
     let next = std::str::from_utf8(location.as_bytes()).ok().and_then(|text| url.join(text).ok());
     let host = host_name(url);
-    let Some(mut next) = next else {
+    let Some(next) = next else {
         return Err(NetError::Broken(told(&host, "redirects to something that is no URL")));
     };
     if url.scheme() == "https" && next.scheme() != "https" {
         return Err(NetError::forbidden(&host, "redirects from https to something less"));
     }
-    next.set_fragment(None);
     Ok(Some(next))
 }
 

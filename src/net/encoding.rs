@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn each_way_is_tried_the_better_is_kept_and_looked_at_again() {
         let (mut choices, mib) = (Choices::default(), 1 << 20);
-        let mut transfer = |choices: &mut Choices, gzip_ms, plain_ms| {
+        let transfer = |choices: &mut Choices, gzip_ms, plain_ms| {
             let asks = choices.asks_gzip("h");
             let took = Duration::from_millis(if asks { gzip_ms } else { plain_ms });
             choices.measured("h", asks, mib, took);

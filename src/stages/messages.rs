@@ -29,9 +29,12 @@ pub enum Point<'a> {
     Worker(&'static str, &'a str),
 }
 
+/// What a probe does at a point.
+type See = dyn Fn(Point<'_>) + Send + Sync;
+
 /// Sees every place that work passes: tests count, slow down and crash there. Costs one branch a DID or chunk without one.
 #[derive(Clone, Default)]
-pub struct Probe(Option<Arc<dyn Fn(Point<'_>) + Send + Sync>>);
+pub struct Probe(Option<Arc<See>>);
 
 impl Probe {
     /// Calls `see` at every point, on the thread that passes it.

@@ -489,22 +489,17 @@ mod tests {
             "skyfill retry --all --did x",
             "skyfill retry --reason bored",
             "skyfill verify --key did:key:x",
-            "skyfill queue list",
-            "skyfill queue list --type post --status lost",
-            "skyfill queue list --type post --limit 0",
             "skyfill completions tcsh",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("skyfill --help").unwrap_err().exit_code(), 0);
-        assert_eq!(parse("skyfill run --version").unwrap_err().exit_code(), 0);
+        assert_eq!(parse("skyfill status --version").unwrap_err().exit_code(), 0);
         for line in [
-            "skyfill run --config f",
             "skyfill check --no-environment --deny-warnings --json",
             "skyfill status did:plc:x --json",
             "skyfill retry --reason rate_limited",
             "skyfill verify x.car --key did:key:z",
-            "skyfill queue ack --type post --ids 1,2 --data-dir d",
             "skyfill completions zsh",
             "skyfill man",
         ] {

@@ -63,7 +63,7 @@ fn run_backfill(args: &cli::Backfill) -> Result<ExitCode, CommandError> {
         if args.dry_run {
             return dry_run::run(&settings, &sources, &surrounding, args.json, &mut out).await;
         }
-        let stop = signals::stop_requested();
+        let stop = signals::stop_requested(ExitCode::Interrupted.code());
         let stop = stop.map_err(|error| CommandError::Internal(error.to_string()))?;
         let order = Backfill {
             settings,

@@ -4,14 +4,12 @@ use futures::StreamExt;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use crate::exit_code::ExitCode;
-
 /// Resolves at the first TERM or INT; from then on a second one ends the process at once: what is in flight is then given
-/// back by the next start, as after any crash.
+/// back by the next start, as after any crash. It then exits with `forced_code`.
 ///
 /// # Errors
 /// The system's, if signals cannot be listened to.
-pub fn stop_requested() -> std::io::Result<impl Future<Output = ()> + Send> {
+pub fn stop_requested(forced_code: u8) -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     Ok(async move {
         if signals.next().await.is_none() {
@@ -21,7 +19,7 @@ pub fn stop_requested() -> std::io::Result<impl Future<Output = ()> + Send> {
         tokio::spawn(async move {
             if signals.next().await.is_some() {
                 tracing::warn!("forced to stop");
-                std::process::exit(i32::from(ExitCode::Interrupted.code()));
+                std::process::exit(i32::from(forced_code));
             }
         });
     })

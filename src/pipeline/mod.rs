@@ -7,40 +7,36 @@
 //! ```
 
 pub mod data;
+mod disk;
+mod parts;
 
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 
 use crate::actor::mailbox::Mailbox;
-use crate::actor::supervisor::{self, Child, Ended, Supervisor};
+use crate::actor::supervisor::{self, Ended, Supervisor};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
-use crate::domain::ledger::Event;
-use crate::net::client::{Client, Surroundings};
+use crate::net::client::Surroundings;
 use crate::net::error::NetError;
 use crate::net::pace::PaceLimits;
 use crate::seed::Chance;
-use crate::sink::sqlite::SqliteQueues;
 use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Observed, Progress, Scheduler};
-use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
-use crate::store::apply::{Applier, Sink};
+use crate::stages::{exporter, parser, resolver};
+use crate::store::apply::Applier;
 use crate::store::budget::Budget;
-use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
 use crate::store::health::{Condition, Health};
-use crate::store::journal::Journal;
-use crate::store::ledger::{Follower, Ledger};
-use crate::store::spool::SpoolPool;
-use crate::transform::Transformer;
 
 pub use data::{Data, OtherFilter};
+
+use disk::Disk;
+use parts::{Parts, child};
 
 /// Resolutions at once to the PLC directory.
 const DIRECTORY_CONCURRENCY: usize = 32;
@@ -150,53 +146,6 @@ pub struct Pipeline {
     scheduler: watch::Receiver<Option<ActorRef<Message>>>,
     ended: watch::Receiver<Option<Ended>>,
     progress: watch::Receiver<Progress>,
-}
-
-/// The data directory with the threads that write it.
-struct Disk {
-    ledger: Ledger,
-    journal: Arc<Mutex<Journal>>,
-    applier: Applier,
-    threads: Vec<JoinHandle<()>>,
-    dir: DataDir,
-}
-
-impl Disk {
-    fn start(
-        data: Data,
-        settings: &Settings,
-        clock: &Clock,
-        health: &Health,
-    ) -> Result<Self, StoreError> {
-        let Data { dir, rows, journal, data_id, positions, transformer } = data;
-        let segment = rows.segment()?;
-        let (ledger, ledger_thread) = Ledger::start(rows, health.clone())?;
-        let (labels, rows_per_item) = (transformer.queues(), settings.rows_per_item);
-        let folder = dir.join("queue");
-        let queues =
-            SqliteQueues::open(&folder, &data_id, labels, rows_per_item, positions, clock.clone())?;
-        let follower = Box::new(Follower::new(ledger.clone(), segment));
-        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(queues)];
-        let (applier, applier_thread) =
-            Applier::start(Arc::clone(&journal), sinks, follower, health.clone())?;
-        Ok(Self { ledger, journal, applier, threads: vec![applier_thread, ledger_thread], dir })
-    }
-
-    /// Settles the queues, ends every lease and closes the ledger.
-    async fn stop(self, health: &Health) {
-        let applier = self.applier.clone();
-        let _stopped = tokio::task::spawn_blocking(move || applier.stop()).await;
-        let mut progress = self.applier.progress();
-        let _ended = progress.wait_for(|progress| progress.ended).await;
-        if health.failure().is_some() {
-            return;
-        }
-        let _gone = self.ledger.run(|rows| rows.end_leases(&Event::GivenBack)).await;
-        self.ledger.close().await;
-        let threads = self.threads;
-        let join = move || threads.into_iter().for_each(|thread| drop(thread.join()));
-        let _joined = tokio::task::spawn_blocking(join).await;
-    }
 }
 
 impl Pipeline {
@@ -359,111 +308,4 @@ fn parser_threads(settings: &Settings) -> usize {
         );
     }
     settings.limits.parsers.clamp(1, fitting)
-}
-
-/// What the stages are made of.
-struct Parts<'p> {
-    settings: &'p Settings,
-    surrounding: &'p Surrounding,
-    disk: &'p Disk,
-    health: &'p Health,
-    mailboxes: &'p Mailboxes,
-    budgets: &'p Budgets,
-}
-
-impl Parts<'_> {
-    fn client(&self) -> Result<Client, NetError> {
-        let clock = self.surrounding.clock.clone();
-        match self.surrounding.network.clone() {
-            Some(network) => Client::within(self.settings, clock, network),
-            None => Client::new(self.settings, clock),
-        }
-    }
-
-    fn exporter(&self) -> Child {
-        let arguments = exporter::Arguments {
-            mailbox: self.mailboxes.exporter.clone(),
-            journal: Arc::clone(&self.disk.journal),
-            applier: self.disk.applier.clone(),
-            rows: self.budgets.rows.clone(),
-            health: self.health.clone(),
-            probe: self.surrounding.probe.clone(),
-        };
-        child("exporter", move || (exporter::Exporter, arguments.clone()), drop)
-    }
-
-    fn parser(&self, transformer: Arc<Transformer>, threads: parser::Threads) -> Child {
-        let tools = Arc::new(parser::Tools {
-            transformer,
-            rows_per_item: self.settings.rows_per_item,
-            walks: self.budgets.walks.clone(),
-            rows: self.budgets.rows.clone(),
-            exporter: self.mailboxes.exporter.clone(),
-            probe: self.surrounding.probe.clone(),
-        });
-        let arguments =
-            parser::Arguments { mailbox: self.mailboxes.parser.clone(), tools, threads };
-        child("parser", move || (parser::Parser, arguments.clone()), drop)
-    }
-
-    fn fetcher(&self, client: Client) -> Child {
-        let limits = &self.settings.limits;
-        let (folder, memory) = (self.disk.dir.join("spool"), self.budgets.spools.clone());
-        let tools = Arc::new(fetcher::Tools {
-            client,
-            spools: SpoolPool::new(folder, limits.spool_memory, memory, limits.spool),
-            repo_bytes_max: limits.repo_bytes,
-            parser: self.mailboxes.parser.clone(),
-            health: self.health.clone(),
-            clock: self.surrounding.clock.clone(),
-            probe: self.surrounding.probe.clone(),
-        });
-        let arguments = fetcher::Arguments { mailbox: self.mailboxes.fetcher.clone(), tools };
-        child("fetcher", move || (fetcher::Fetcher, arguments.clone()), drop)
-    }
-
-    fn resolver(&self, client: Client) -> Child {
-        let tools = Arc::new(resolver::Tools {
-            client,
-            plc_url: self.settings.identity.plc_url.clone(),
-            clock: self.surrounding.clock.clone(),
-            probe: self.surrounding.probe.clone(),
-        });
-        let arguments = resolver::Arguments { mailbox: self.mailboxes.resolver.clone(), tools };
-        child("resolver", move || (resolver::Resolver, arguments.clone()), drop)
-    }
-
-    fn scheduler(&self, progress: watch::Sender<Progress>) -> scheduler::Arguments {
-        scheduler::Arguments {
-            ledger: self.disk.ledger.clone(),
-            resolver: self.mailboxes.resolver.clone(),
-            fetcher: self.mailboxes.fetcher.clone(),
-            limits: plan_limits(self.settings),
-            disk: (self.disk.dir.path().to_owned(), self.settings.limits.disk_free),
-            health: self.health.clone(),
-            clock: self.surrounding.clock.clone(),
-            chance: self.surrounding.chance.clone(),
-            probe: self.surrounding.probe.clone(),
-            progress,
-        }
-    }
-}
-
-/// A supervised stage that `make` makes anew at each start, and `started` is told of.
-fn child<A: Actor>(
-    stage: &'static str,
-    make: impl Fn() -> (A, A::Arguments) + Send + Sync + 'static,
-    started: impl Fn(ActorRef<A::Msg>) + Send + Sync + 'static,
-) -> Child {
-    let started = Arc::new(started);
-    let start = move |supervisor| {
-        let ((actor, arguments), started) = (make(), Arc::clone(&started));
-        async move {
-            let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
-            started(actor.clone());
-            Ok(actor.get_cell())
-        }
-        .boxed()
-    };
-    Child { stage, start: Box::new(start) }
 }

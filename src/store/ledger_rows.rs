@@ -22,9 +22,7 @@ use crate::domain::verdict::Reason;
 use crate::seed::Chance;
 use crate::store::apply::Position;
 use crate::store::error::StoreError;
-
-/// Version of the tables.
-const SCHEMA: i64 = 1;
+use crate::store::ledger_schema;
 
 /// State column values.
 pub const QUEUED: i64 = 0;
@@ -37,21 +35,6 @@ const RETRY: i64 = 4;
 pub const DONE: i64 = 5;
 /// Given up.
 pub const PARKED: i64 = 6;
-
-const TABLES: &str = "
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-    CREATE TABLE hosts (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, silence_ms INTEGER NOT NULL DEFAULT 0);
-    CREATE TABLE accounts (
-        id INTEGER PRIMARY KEY, did TEXT UNIQUE NOT NULL, listed INTEGER NOT NULL, web INTEGER NOT NULL,
-        state INTEGER NOT NULL, alone INTEGER NOT NULL, due_ms INTEGER NOT NULL, host INTEGER, reason TEXT, last_error TEXT,
-        edition INTEGER NOT NULL, rev TEXT, filter TEXT, rules TEXT, revision TEXT, done_at_ms INTEGER);
-    CREATE INDEX by_queue ON accounts (web, alone, id) WHERE listed = 1 AND state = 0;
-    CREATE INDEX by_host ON accounts (host, alone, id) WHERE listed = 1 AND state = 2;
-    CREATE INDEX by_due ON accounts (due_ms) WHERE listed = 1 AND state = 4;
-    CREATE INDEX by_lease ON accounts (id) WHERE state IN (1, 3);
-    CREATE INDEX by_reason ON accounts (reason, id) WHERE state = 6;
-    CREATE TABLE totals (state INTEGER, reason TEXT, n INTEGER, PRIMARY KEY (state, reason)) WITHOUT ROWID;
-    CREATE TABLE queues (label TEXT PRIMARY KEY, segment INTEGER, item INTEGER) WITHOUT ROWID;";
 
 /// The writer's end of `state.db`.
 pub struct Rows {
@@ -121,32 +104,7 @@ impl Rows {
         clock: Clock,
         chance: Chance,
     ) -> Result<(Self, bool), StoreError> {
-        let failed = |error| StoreError::sqlite(path, error);
-        let connection = Connection::open(path).map_err(failed)?;
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .map_err(|error| StoreError::io(path, error))?;
-        connection
-            .execute_batch(
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=10000;",
-            )
-            .map_err(failed)?;
-        let schema: i64 =
-            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-        if schema > SCHEMA {
-            let text = format!(
-                "{}: schema {schema} is newer than this skyfill knows ({SCHEMA}): use the newer skyfill",
-                path.display()
-            );
-            return Err(StoreError::Config(text));
-        }
-        if schema == 0 {
-            let id: String = (0..2).map(|_| format!("{:016x}", chance.bits())).collect();
-            let make = format!(
-                "BEGIN; {TABLES} INSERT INTO meta VALUES ('data_id', '{id}'), ('segment', '0');
-                 PRAGMA user_version={SCHEMA}; COMMIT;"
-            );
-            connection.execute_batch(&make).map_err(failed)?;
-        }
+        let (connection, is_new) = ledger_schema::open(path, &chance)?;
         let rows = Self {
             path: path.to_owned(),
             connection,
@@ -157,7 +115,7 @@ impl Rows {
             run: [RunCounts::default(); 2],
             wants_sync: false,
         };
-        Ok((rows, schema == 0))
+        Ok((rows, is_new))
     }
 
     /// Identity of the data directory, 32 hexadecimal digits.

@@ -1,0 +1,141 @@
+//! Parts: the stages as supervised children, made of settings, surroundings, disk, mailboxes and budgets.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use ractor::{Actor, ActorRef};
+use tokio::sync::watch;
+
+use crate::actor::supervisor::Child;
+use crate::config::settings::Settings;
+use crate::net::client::Client;
+use crate::net::error::NetError;
+use crate::pipeline::disk::Disk;
+use crate::pipeline::{Budgets, Mailboxes, Surrounding, plan_limits};
+use crate::stages::scheduler::Progress;
+use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
+use crate::store::health::Health;
+use crate::store::spool::SpoolPool;
+use crate::transform::Transformer;
+
+/// What the stages are made of.
+pub struct Parts<'p> {
+    /// The configuration.
+    pub settings: &'p Settings,
+    /// Time, chance, network.
+    pub surrounding: &'p Surrounding,
+    /// The data directory.
+    pub disk: &'p Disk,
+    /// Trouble with it.
+    pub health: &'p Health,
+    /// Ways between the stages.
+    pub mailboxes: &'p Mailboxes,
+    /// Memory.
+    pub budgets: &'p Budgets,
+}
+
+impl Parts<'_> {
+    /// The way to the network.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub fn client(&self) -> Result<Client, NetError> {
+        let clock = self.surrounding.clock.clone();
+        match self.surrounding.network.clone() {
+            Some(network) => Client::within(self.settings, clock, network),
+            None => Client::new(self.settings, clock),
+        }
+    }
+
+    /// The exporter.
+    pub fn exporter(&self) -> Child {
+        let arguments = exporter::Arguments {
+            mailbox: self.mailboxes.exporter.clone(),
+            journal: Arc::clone(&self.disk.journal),
+            applier: self.disk.applier.clone(),
+            rows: self.budgets.rows.clone(),
+            health: self.health.clone(),
+            probe: self.surrounding.probe.clone(),
+        };
+        child("exporter", move || (exporter::Exporter, arguments.clone()), drop)
+    }
+
+    /// The parser.
+    pub fn parser(&self, transformer: Arc<Transformer>, threads: parser::Threads) -> Child {
+        let tools = Arc::new(parser::Tools {
+            transformer,
+            rows_per_item: self.settings.rows_per_item,
+            walks: self.budgets.walks.clone(),
+            rows: self.budgets.rows.clone(),
+            exporter: self.mailboxes.exporter.clone(),
+            probe: self.surrounding.probe.clone(),
+        });
+        let arguments =
+            parser::Arguments { mailbox: self.mailboxes.parser.clone(), tools, threads };
+        child("parser", move || (parser::Parser, arguments.clone()), drop)
+    }
+
+    /// The fetcher.
+    pub fn fetcher(&self, client: Client) -> Child {
+        let limits = &self.settings.limits;
+        let (folder, memory) = (self.disk.dir.join("spool"), self.budgets.spools.clone());
+        let tools = Arc::new(fetcher::Tools {
+            client,
+            spools: SpoolPool::new(folder, limits.spool_memory, memory, limits.spool),
+            repo_bytes_max: limits.repo_bytes,
+            parser: self.mailboxes.parser.clone(),
+            health: self.health.clone(),
+            clock: self.surrounding.clock.clone(),
+            probe: self.surrounding.probe.clone(),
+        });
+        let arguments = fetcher::Arguments { mailbox: self.mailboxes.fetcher.clone(), tools };
+        child("fetcher", move || (fetcher::Fetcher, arguments.clone()), drop)
+    }
+
+    /// The resolver.
+    pub fn resolver(&self, client: Client) -> Child {
+        let tools = Arc::new(resolver::Tools {
+            client,
+            plc_url: self.settings.identity.plc_url.clone(),
+            clock: self.surrounding.clock.clone(),
+            probe: self.surrounding.probe.clone(),
+        });
+        let arguments = resolver::Arguments { mailbox: self.mailboxes.resolver.clone(), tools };
+        child("resolver", move || (resolver::Resolver, arguments.clone()), drop)
+    }
+
+    /// What the scheduler is started with.
+    pub fn scheduler(&self, progress: watch::Sender<Progress>) -> scheduler::Arguments {
+        scheduler::Arguments {
+            ledger: self.disk.ledger.clone(),
+            resolver: self.mailboxes.resolver.clone(),
+            fetcher: self.mailboxes.fetcher.clone(),
+            limits: plan_limits(self.settings),
+            disk: (self.disk.dir.path().to_owned(), self.settings.limits.disk_free),
+            health: self.health.clone(),
+            clock: self.surrounding.clock.clone(),
+            chance: self.surrounding.chance.clone(),
+            probe: self.surrounding.probe.clone(),
+            progress,
+        }
+    }
+}
+
+/// A supervised stage that `make` makes anew at each start, and `started` is told of.
+pub fn child<A: Actor>(
+    stage: &'static str,
+    make: impl Fn() -> (A, A::Arguments) + Send + Sync + 'static,
+    started: impl Fn(ActorRef<A::Msg>) + Send + Sync + 'static,
+) -> Child {
+    let started = Arc::new(started);
+    let start = move |supervisor| {
+        let ((actor, arguments), started) = (make(), Arc::clone(&started));
+        async move {
+            let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
+            started(actor.clone());
+            Ok(actor.get_cell())
+        }
+        .boxed()
+    };
+    Child { stage, start: Box::new(start) }
+}

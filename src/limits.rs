@@ -27,6 +27,9 @@ pub const NSID_BYTES_MAX: usize = 317;
 /// Bytes of a DID document; real ones are about 1 KB.
 pub const DOCUMENT_BYTES_MAX: usize = 256 << 10;
 
+/// Bytes of a DID's operation log; an operation has about 1 KB, and few accounts have more than ten.
+pub const LOG_BYTES_MAX: usize = 1 << 20;
+
 /// Bytes of an error body that are read to find its name and message.
 pub const ERROR_BODY_BYTES_MAX: usize = 16 << 10;
 

@@ -31,8 +31,12 @@ fn ours(
     let framed = framer.finish()?;
     let (did, key) = (Did::parse(&account.did).unwrap(), account.key.did_key());
     let cancel = AtomicBool::new(false);
-    let mut walk =
-        Walk::open(car, &framed, &Expected { did: Some(&did), key: Some(&key) }, &cancel)?;
+    let mut walk = Walk::open(
+        car,
+        &framed,
+        &Expected { did: Some(&did), key: Some(&key), earlier_keys: &[] },
+        &cancel,
+    )?;
     let mut listing = Vec::new();
     while let Some(leaf) = walk.next_leaf()? {
         let LeafBlock::Held(bytes) = leaf.block else { panic!("a large leaf") };

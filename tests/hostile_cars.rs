@@ -29,8 +29,12 @@ fn prove(account: &Account, car: &Vec<u8>) -> Result<Rows, RepoError> {
     let framed = framer.finish()?;
     let (did, key) = (Did::parse(&account.did).unwrap(), account.key.did_key());
     let cancel = AtomicBool::new(false);
-    let mut walk =
-        Walk::open(car, &framed, &Expected { did: Some(&did), key: Some(&key) }, &cancel)?;
+    let mut walk = Walk::open(
+        car,
+        &framed,
+        &Expected { did: Some(&did), key: Some(&key), earlier_keys: &[] },
+        &cancel,
+    )?;
     let mut rows = Vec::new();
     while let Some(leaf) = walk.next_leaf()? {
         let bytes = match leaf.block {

@@ -420,7 +420,7 @@ fn every_repository_is_proven_by_the_program_and_by_its_peers() {
         framer.push(&car).unwrap();
         let (framed, did) = (framer.finish().unwrap(), Did::parse(&account.did).unwrap());
         let (cancel, key) = (AtomicBool::new(false), account.key.did_key());
-        let expected = Expected { did: Some(&did), key: Some(&key) };
+        let expected = Expected { did: Some(&did), key: Some(&key), earlier_keys: &[] };
         let mut walk = Walk::open(&car, &framed, &expected, &cancel).unwrap();
         let mut records = account.records.iter();
         while let Some(leaf) = walk.next_leaf().unwrap() {

@@ -106,6 +106,7 @@ fn account(report: &Report) -> Value {
         "done_at": report.done_at_ms.map(wall_text),
         "rev": revision.map(|revision| &revision.rev),
         "commit_cid": revision.map(|revision| &revision.commit_cid),
+        "signed_by": revision.map(|revision| &revision.signed_by),
         "repo_bytes": revision.map(|revision| revision.repo_bytes),
         "leaves": revision.map(|revision| revision.leaves),
         "records": revision.map(|revision| &revision.exported),

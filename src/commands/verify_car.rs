@@ -115,7 +115,8 @@ fn prove(
 
 fn walk(source: &CarFile, framer: Framer, key: Option<&str>) -> Result<Proof, RepoError> {
     let (framed, never) = (framer.finish()?, AtomicBool::new(false));
-    let mut walk = Walk::open(source, &framed, &Expected { did: None, key }, &never)?;
+    let mut walk =
+        Walk::open(source, &framed, &Expected { did: None, key, earlier_keys: &[] }, &never)?;
     let commit = walk.commit().clone();
     let mut keys = Vec::new();
     while let Some(leaf) = walk.next_leaf()? {

@@ -25,6 +25,9 @@ pub struct Revision {
     pub rev: String,
     /// CID of the commit block, base32.
     pub commit_cid: String,
+    /// The key that the commit's signature is good under, as `did:key:...`: the document's, or one the account had before.
+    #[serde(default)]
+    pub signed_by: String,
     /// Bytes of the CAR as received.
     pub repo_bytes: u64,
     /// Leaves of the MST.

@@ -11,6 +11,9 @@ pub struct Identity {
     pub host: String,
     /// Signing key as `did:key:...` (Multikey form, whatever the document used).
     pub key: String,
+    /// Signing keys that the account had before, newest first; only looked up when a signature was not good under `key`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_keys: Vec<String>,
     /// First `at://` name of `alsoKnownAs` without the scheme: a claim, not verified.
     pub handle: Option<String>,
 }

@@ -204,6 +204,14 @@ impl Account {
         self.large || self.process_deaths >= CRASHES_MAX
     }
 
+    /// Whether its earlier signing keys are wanted with the next resolution: its repository was signed with another key than
+    /// its document names, as that of an account that moved and has not written since.
+    #[must_use]
+    pub fn wants_earlier_keys(&self) -> bool {
+        self.doubt == Doubt::Resolve(Reason::RepoInvalid)
+            && self.last_error == Some(LastError::Signature)
+    }
+
     /// Applies one event.
     pub fn apply(&mut self, event: Event, policy: &LedgerPolicy, at: Moment) -> Effect {
         match (self.state, event) {
@@ -453,6 +461,7 @@ mod tests {
             endpoint: format!("https://{host}"),
             host: host.to_owned(),
             key: "did:key:z".to_owned(),
+            earlier_keys: Vec::new(),
             handle: None,
         }
     }

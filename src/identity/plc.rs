@@ -4,12 +4,17 @@
 //! in between (a proxy, a wrong path) and decides nothing.
 
 use reqwest::header::HeaderMap;
+use serde_json::Value;
 use url::Url;
 
 use crate::domain::did::Did;
 use crate::domain::verdict::Reason;
 use crate::identity::{Outcome, judge};
 use crate::net::answer;
+use crate::repo::key::PublicKey;
+
+/// Earlier keys that are looked at: each costs one signature check, and few accounts have moved more than twice.
+const EARLIER_KEYS_MAX: usize = 8;
 
 /// Where the directory at `base` keeps the document of `did`; `base` may have a path, with or without a final slash.
 #[must_use]
@@ -20,6 +25,35 @@ pub fn document_url(base: &Url, did: &Did) -> Url {
     url.set_path(&path);
     url.set_fragment(None);
     url
+}
+
+/// Where the directory at `base` keeps the operations of `did`, oldest first, with those that were nullified.
+#[must_use]
+pub fn log_url(base: &Url, did: &Did) -> Url {
+    let mut url = document_url(base, did);
+    let path = format!("{}/log/audit", url.path());
+    url.set_path(&path);
+    url
+}
+
+/// Signing keys in the log `body`, newest first, `current` left out (did:plc specification, "Audit Logs" and "Operation
+/// Serialization": `verificationMethods.atproto`, and `signingKey` of the oldest form). Nullified operations never counted.
+#[must_use]
+pub fn earlier_keys(body: &[u8], current: &str) -> Vec<String> {
+    let Ok(Value::Array(entries)) = serde_json::from_slice(body) else { return Vec::new() };
+    let mut keys: Vec<String> = Vec::new();
+    for entry in entries.iter().rev().filter(|entry| entry["nullified"] != true) {
+        let operation = &entry["operation"];
+        let named = operation["verificationMethods"]["atproto"].as_str();
+        let key = named
+            .or_else(|| operation["signingKey"].as_str())
+            .and_then(|text| PublicKey::from_did_key(text).map(|key| key.to_did_key()));
+        keys.extend(key.filter(|key| key != current && !keys.contains(key)));
+        if keys.len() >= EARLIER_KEYS_MAX {
+            break;
+        }
+    }
+    keys
 }
 
 /// What the directory's answer means; `body` is the whole body, or its first
@@ -51,6 +85,30 @@ mod tests {
         let failure = result.unwrap_err();
         assert!(!failure.detail.is_empty() && failure.detail.chars().count() <= 200);
         (failure.cause, failure.last_error, signal)
+    }
+
+    #[test]
+    fn earlier_keys_are_those_of_operations_that_count() {
+        let key = |n: u8| {
+            let secret = k256::ecdsa::SigningKey::from_slice(&[n; 32]).unwrap();
+            PublicKey::K256(*secret.verifying_key()).to_did_key()
+        };
+        let operation = |key: &str, nullified: bool| {
+            serde_json::json!({"nullified": nullified, "operation":
+                {"type": "plc_operation", "verificationMethods": {"atproto": key}}})
+        };
+        let oldest = serde_json::json!({"operation": {"type": "create", "signingKey": key(1)}});
+        let log = serde_json::json!([
+            oldest,
+            operation(&key(2), false),
+            operation(&key(3), true),
+            operation("did:key:junk", false),
+            operation(&key(2), false),
+            operation(&key(4), false),
+            {"operation": {"type": "plc_tombstone"}},
+        ]);
+        assert_eq!(earlier_keys(log.to_string().as_bytes(), &key(4)), [key(2), key(1)]);
+        assert!(earlier_keys(b"{}", &key(4)).is_empty() && earlier_keys(b"<html>", "").is_empty());
     }
 
     #[test]

@@ -23,9 +23,11 @@ pub struct Commit {
     pub rev: String,
     /// Root of the MST.
     pub data: Cid,
+    /// The key that its signature is good under, as `did:key:...`; `None`: none was given.
+    pub signed_by: Option<String>,
 }
 
-/// Reads the commit in `block` and checks that it is `did`'s, signed by `key`, as far as these are given.
+/// Reads the commit in `block` and checks that it is `did`'s, signed by one of `keys`, as far as these are given.
 ///
 /// # Errors
 /// [`RepoError::Tree`] for a malformed commit, [`RepoError::DidMismatch`], [`RepoError::Signature`].
@@ -33,7 +35,7 @@ pub fn prove(
     cid: Cid,
     block: &[u8],
     did: Option<&str>,
-    key: Option<&PublicKey>,
+    keys: &[PublicKey],
 ) -> Result<Commit, RepoError> {
     let malformed = |what: &str| RepoError::tree(format!("the commit {what}"));
     let parsed: Ipld = serde_ipld_dagcbor::from_slice(block)
@@ -65,8 +67,19 @@ pub fn prove(
     let data = data.ok_or_else(|| malformed("has no data link"))?;
     let unsigned = serde_ipld_dagcbor::to_vec(&Ipld::Map(fields))
         .map_err(|error| malformed(&format!("cannot be encoded: {error}")))?;
-    if let Some(key) = key {
-        key.verify(&unsigned, &signature).map_err(RepoError::Signature)?;
+    let signed_by = signer(keys, &unsigned, &signature)?;
+    Ok(Commit { cid, did: found, rev, data, signed_by })
+}
+
+/// The first of `keys` that made `signature`; if none did, what is wrong under the first.
+fn signer(
+    keys: &[PublicKey],
+    unsigned: &[u8],
+    signature: &[u8],
+) -> Result<Option<String>, RepoError> {
+    let Some(first) = keys.first() else { return Ok(None) };
+    match keys.iter().find(|key| key.verify(unsigned, signature).is_ok()) {
+        Some(key) => Ok(Some(key.to_did_key())),
+        None => first.verify(unsigned, signature).map_err(RepoError::Signature).map(|()| None),
     }
-    Ok(Commit { cid, did: found, rev, data })
 }

@@ -31,6 +31,8 @@ pub struct Expected<'a> {
     pub did: Option<&'a Did>,
     /// Its signing key as `did:key:...`; `None`: the signature is not checked.
     pub key: Option<&'a str>,
+    /// Keys that it had before, for an account that moved and has not written since.
+    pub earlier_keys: &'a [String],
 }
 
 /// A leaf of the tree.
@@ -87,18 +89,20 @@ impl<'s> Walk<'s> {
     ) -> Result<Self, RepoError> {
         let mut blocks = Blocks::index(source, framed)?;
         let unusable = RepoError::Signature("the DID document's key is unusable");
-        let key = match expected.key {
-            Some(key) => Some(PublicKey::from_did_key(key).ok_or(unusable)?),
-            None => None,
-        };
+        let mut keys = Vec::new();
+        if let Some(key) = expected.key {
+            keys.push(PublicKey::from_did_key(key).ok_or(unusable)?);
+            keys.extend(
+                expected.earlier_keys.iter().filter_map(|key| PublicKey::from_did_key(key)),
+            );
+        }
         if framed.root.codec != Codec::DagCbor {
             return Err(RepoError::tree("a root that is no commit"));
         }
         let section = find(&mut blocks, &framed.root, "the commit")?;
         let block =
             blocks.read(section)?.ok_or_else(|| RepoError::tree("a commit of over 2 MiB"))?;
-        let commit =
-            commit::prove(framed.root, block, expected.did.map(Did::as_str), key.as_ref())?;
+        let commit = commit::prove(framed.root, block, expected.did.map(Did::as_str), &keys)?;
         let (stack, last_key) = (Vec::new(), Vec::new());
         let mut walk = Self { blocks, commit, stack, last_key, leaves: 0, cancel };
         let root = find(&mut walk.blocks, &walk.commit.data, "the root node")?;

@@ -125,6 +125,8 @@ pub struct DidJob {
     pub ticket: Ticket,
     /// The DID.
     pub did: Did,
+    /// Its earlier signing keys are wanted too.
+    pub wants_earlier_keys: bool,
     /// Permit of the directory or of the DID's web host.
     pub permit: Permit,
 }

@@ -189,7 +189,8 @@ fn run(fetched: FetchedCar, tools: &Tools, cancel: &AtomicBool, runtime: &Handle
         open: OpenItems::new(tools.transformer.queues().len(), tools.rows_per_item),
         reservation: None,
     };
-    let expected = Expected { did: Some(&subject.did), key: Some(&subject.identity.key) };
+    let (key, earlier_keys) = (Some(subject.identity.key.as_str()), &subject.identity.earlier_keys);
+    let expected = Expected { did: Some(&subject.did), key, earlier_keys };
     let ended = Walk::open(&car, &framed, &expected, cancel)
         .map_err(Ended::Repo)
         .and_then(|walk| export_all(walk, output, &subject, car.len()));
@@ -241,7 +242,8 @@ fn export_all<'o>(
     subject: &Subject,
     repo_bytes: u64,
 ) -> Result<(Output<'o>, Revision), Ended> {
-    let (rev, commit_cid) = (walk.commit().rev.clone(), walk.commit().cid.to_string());
+    let commit = walk.commit().clone();
+    let (rev, commit_cid) = (commit.rev, commit.cid.to_string());
     if let Some(held) = subject.last_rev.clone().filter(|held| rev < *held) {
         return Err(Ended::Stale { found: rev, held });
     }
@@ -255,6 +257,7 @@ fn export_all<'o>(
         edition: subject.edition,
         rev,
         commit_cid,
+        signed_by: commit.signed_by.unwrap_or_default(),
         repo_bytes,
         leaves: tally.leaves,
         exported: tally.exported(&output.tools.transformer),

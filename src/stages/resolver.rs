@@ -17,7 +17,7 @@ use crate::domain::did::{Did, DidMethod};
 use crate::domain::identity::Identity;
 use crate::domain::verdict::{Cause, Failure, HostSignal};
 use crate::identity::{Outcome, plc, web};
-use crate::limits::DOCUMENT_BYTES_MAX;
+use crate::limits::{DOCUMENT_BYTES_MAX, LOG_BYTES_MAX};
 use crate::net::body::read_capped;
 use crate::net::client::{Client, Request, Trust};
 use crate::net::error::NetError;
@@ -77,11 +77,16 @@ impl Actor for Resolver {
         tools.probe.pass(Point::Stage("resolver"));
         let work = async move {
             let Envelope { message, slot: _held } = envelope;
-            let DidJob { mut ticket, did, permit } = message;
+            let DidJob { mut ticket, did, wants_earlier_keys, permit } = message;
             ticket.enter();
             tools.probe.pass(Point::Worker("resolver", did.as_str()));
-            let (found, signal) = resolve(&tools, &did).await;
+            let (mut found, signal) = resolve(&tools, &did).await;
             permit.said(signal);
+            if let Ok(identity) = &mut found
+                && wants_earlier_keys
+            {
+                identity.earlier_keys = earlier_keys(&tools, &did, &identity.key).await;
+            }
             ticket.finish(match found {
                 Ok(identity) => News::Resolved(identity),
                 Err(failure) => News::Failed(failure),
@@ -111,9 +116,32 @@ pub async fn resolve(tools: &Tools, did: &Did) -> (Result<Identity, Failure>, Ho
     let identity = read.and_then(|document| {
         let host = guard.endpoint(&document.endpoint)?.host;
         let (endpoint, key, handle) = (document.endpoint, document.key, document.handle);
-        Ok(Identity { endpoint, host, key, handle })
+        Ok(Identity { endpoint, host, key, earlier_keys: Vec::new(), handle })
     });
     (identity, signal)
+}
+
+/// Signing keys that the directory's log shows for a `did:plc` before `current`; none if it shows none or does not answer:
+/// the account is then judged by its document alone.
+async fn earlier_keys(tools: &Tools, did: &Did, current: &str) -> Vec<String> {
+    if did.method() != DidMethod::Plc {
+        return Vec::new();
+    }
+    let url = plc::log_url(&tools.plc_url, did);
+    let request =
+        Request { trust: Trust::Operator, accept: "application/json", is_transfer: false };
+    let body = match tools.client.get(&url, &request).await {
+        Ok(response) if response.status() == 200 => read_capped(response, LOG_BYTES_MAX).await,
+        Ok(_) => return Vec::new(),
+        Err(error) => Err(error),
+    };
+    match body {
+        Ok(body) => plc::earlier_keys(&body, current),
+        Err(error) => {
+            tracing::warn!(%did, %error, "the directory's log of this did could not be read");
+            Vec::new()
+        }
+    }
 }
 
 async fn ask(tools: &Tools, did: &Did) -> Result<Outcome, (Failure, HostSignal)> {

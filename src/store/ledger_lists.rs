@@ -85,9 +85,10 @@ impl Rows {
             "SAVEPOINT list;
              CREATE TEMP TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY); DELETE FROM wanted;",
         )?;
+        let mut parked = 0;
         for target in wanted {
             match target {
-                Ok(target) => self.want(target)?,
+                Ok(target) => parked += self.want(target)?,
                 Err(error) => {
                     self.batch("ROLLBACK TO list; RELEASE list;")?;
                     return Ok(Err(error));
@@ -98,6 +99,7 @@ impl Rows {
             self.batch("ROLLBACK TO list; RELEASE list;")?;
             return Ok(Ok(0));
         }
+        self.note_parked(parked);
         self.batch(
             "UPDATE accounts SET listed = 0 WHERE listed = 1 AND id NOT IN (SELECT id FROM wanted);
              UPDATE accounts SET listed = 1 WHERE listed = 0 AND id IN (SELECT id FROM wanted);
@@ -109,9 +111,11 @@ impl Rows {
         self.one::<i64>("SELECT ifnull(sum(n), 0) FROM totals", &[]).map(|n| Ok(n.cast_unsigned()))
     }
 
-    fn want(&mut self, target: Target) -> Result<(), StoreError> {
+    /// Gives how many accounts were parked by it: one for a malformed DID that is new.
+    fn want(&mut self, target: Target) -> Result<u64, StoreError> {
         let insert = "INSERT OR IGNORE INTO accounts (did, listed, web, state, alone, due_ms, reason, edition, rules)
                       VALUES (?1, 0, ?2, ?3, 0, 0, ?4, 0, ?5)";
+        let mut parked = 0;
         let name = match &target {
             Target::Did(did) => {
                 let is_web = did.method() == DidMethod::Web;
@@ -123,12 +127,14 @@ impl Rows {
                 let (reason, account) =
                     (Reason::DidInvalid, Account::parked(Reason::DidInvalid, detail));
                 let rules = serde_json::to_string(&account).unwrap_or_default();
-                self.execute(insert, params![cleaned, false, PARKED, reason.as_str(), rules])?;
+                let row = params![cleaned, false, PARKED, reason.as_str(), rules];
+                parked = self.execute(insert, row)? as u64;
                 cleaned.as_str()
             }
         };
         let select = "INSERT OR IGNORE INTO wanted SELECT id FROM accounts WHERE did = ?1";
-        self.execute(select, [name]).map(drop)
+        self.execute(select, [name])?;
+        Ok(parked)
     }
 
     /// Listed accounts by public state.

@@ -268,6 +268,10 @@ impl Rows {
         self.execute(update, columns).map(drop)
     }
 
+    pub(crate) fn note_parked(&mut self, accounts: u64) {
+        self.run[1].parked += accounts;
+    }
+
     /// What this process has decided, as committed.
     #[must_use]
     pub fn run_counts(&self) -> RunCounts {

@@ -26,6 +26,8 @@ pub struct Leased {
     pub edition: u32,
     /// Its newest exported revision.
     pub rev: Option<String>,
+    /// Its earlier signing keys are wanted too.
+    pub wants_earlier_keys: bool,
 }
 
 /// What the scheduler wants written and leased, in one transaction.
@@ -196,8 +198,10 @@ impl Rows {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Option<String>>(3)?))
         })?;
         let (did, edition, rev, rules) = row;
-        let identity = self.rules(id, rules.as_deref())?.identity.filter(|_| is_fetch);
-        Ok(Some(Leased { id, did, identity, edition, rev }))
+        let account = self.rules(id, rules.as_deref())?;
+        let wants_earlier_keys = account.wants_earlier_keys();
+        let identity = account.identity.filter(|_| is_fetch);
+        Ok(Some(Leased { id, did, identity, edition, rev, wants_earlier_keys }))
     }
 
     /// Applies `event` to all that was leased: [`Event::ProcessDied`] after a crash, [`Event::GivenBack`] at a clean end.

@@ -89,7 +89,7 @@ class Account {
     const { name, did, handle, end, reason, host } = this
     const account = { name, did, handle, end, reason, endpoint: host?.endpoint, records: [] }
     if (end !== 'done') return account
-    const { rev, cid: commit } = await host.get('com.atproto.sync.getLatestCommit', { did })
+    const { rev, cid: commit } = this.signed ?? (await host.get('com.atproto.sync.getLatestCommit', { did }))
     const records = [...this.records.values()].map((record) => ({ key: record.key, cid: record.cid, value: record.value, ...expectation({ did, ...record }) }))
     return { ...account, rev, commit, records }
   }
@@ -188,9 +188,7 @@ async function withdrawn() {
   for (const { did } of [deleted, ...tombstoned]) await A.post('com.atproto.admin.deleteAccount', { did }, A.admin)
   for (const { did } of tombstoned) await A.plc.tombstone(did, A.rotationKey)
   directory.legacy.add(tombstoned[1].did)
-  const silent = await make('x-moved-silent', 'repo_invalid')
-  await migrate(silent)
-  return [takendown, deactivated, deleted, ...tombstoned, silent]
+  return [takendown, deactivated, deleted, ...tombstoned]
 }
 
 // Accounts that only the directory knows, or not even that.
@@ -208,6 +206,16 @@ async function unhosted() {
   ]
 }
 
+// An account that moved and has not written since: its new host serves the commit that its old one signed, with a key that
+// only the directory's log still knows.
+async function silent() {
+  const account = await Account.create(A, 'x-moved-silent')
+  await account.create(posts(account.handle, 3))
+  account.signed = await A.get('com.atproto.sync.getLatestCommit', { did: account.did })
+  await migrate(account)
+  return account
+}
+
 // Accounts that came back, that hold nothing, that hold much.
 async function others(target) {
   const returned = await Account.create(B, 'x-returned')
@@ -218,7 +226,7 @@ async function others(target) {
   await B.post('com.atproto.server.activateAccount', undefined, returned.auth)
   const many = await Account.create(A, 'x-many')
   await many.create(likes(MANY, () => target))
-  return [returned, many, await Account.create(A, 'x-empty')]
+  return [returned, many, await Account.create(A, 'x-empty'), await silent()]
 }
 
 // An account that its owner deactivated in order to move: parked now, done once it has moved.

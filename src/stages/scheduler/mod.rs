@@ -308,8 +308,9 @@ impl State {
         let permit = |paced| Permit::new(paced, Arc::clone(&self.permits));
         let ticket = |id| Ticket::new(id, Arc::clone(&self.tickets));
         match dispatch {
-            Dispatch::Resolve { id, did, paced } => {
-                let job = DidJob { ticket: ticket(id), did, permit: permit(paced) };
+            Dispatch::Resolve { id, did, wants_earlier_keys, paced } => {
+                let (ticket, permit) = (ticket(id), permit(paced));
+                let job = DidJob { ticket, did, wants_earlier_keys, permit };
                 deliver(&self.arguments.resolver, job);
             }
             Dispatch::Fetch { id, subject, host, ask_server } => {

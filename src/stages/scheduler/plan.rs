@@ -294,7 +294,8 @@ impl Plan {
     fn resolve(&mut self, leased: Leased, paced: Paced, runs_alone: bool) -> Option<Dispatch> {
         let did = self.parsed(&leased)?;
         self.in_flight.insert(leased.id, Flight { host: None, runs_alone });
-        Some(Dispatch::Resolve { id: leased.id, did, paced })
+        let (id, wants_earlier_keys) = (leased.id, leased.wants_earlier_keys);
+        Some(Dispatch::Resolve { id, did, wants_earlier_keys, paced })
     }
 
     fn resolve_web(&mut self, leased: Leased, runs_alone: bool, now: Now) -> Option<Dispatch> {

@@ -44,6 +44,8 @@ pub enum Dispatch {
         id: AccountId,
         /// The DID.
         did: Did,
+        /// Its earlier signing keys are wanted too.
+        wants_earlier_keys: bool,
         /// Whose pace the permit is of.
         paced: Paced,
     },

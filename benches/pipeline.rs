@@ -26,8 +26,7 @@ fn main() {
     let numbers: Vec<usize> = std::env::args().filter_map(|text| text.parse().ok()).collect();
     let accounts = numbers.first().copied().unwrap_or(500);
     let records = numbers.get(1).copied().unwrap_or(2_000);
-    let shape =
-        Shape { seed: 5, accounts, hosts: 8, records: Records::Fixed(records), odd: false };
+    let shape = Shape { seed: 5, accounts, hosts: 8, records: Records::Fixed(records), odd: false };
     let network = Network::generate(&shape);
     let bytes: u64 = (0..accounts).map(|index| network.car_bytes(index)).sum();
     println!("{accounts} accounts of {records} records, {} MiB of CAR", bytes >> 20);

@@ -156,15 +156,17 @@ pub fn key_depth(key: &[u8]) -> u32 {
     zeros / 2
 }
 
-/// The key as text, if it is `<nsid>/<rkey>`. `known` is the end of a collection that has been checked already.
+/// The key as text, if it is `<nsid>/<rkey>`. `before` is a key that has been checked, or empty: keys come in order, so the
+/// collection is nearly always its collection, and then only the record key is looked at.
 ///
 /// # Errors
 /// [`RepoError::Tree`] for anything else.
-pub fn checked_key<'k>(key: &'k [u8], known_collection: &str) -> Result<&'k str, RepoError> {
+pub fn checked_key<'k>(key: &'k [u8], before: &str) -> Result<&'k str, RepoError> {
     let wrong = || RepoError::tree("a key that is no collection and record key");
-    let text = std::str::from_utf8(key).map_err(|_| wrong())?;
-    let (collection, rkey) = text.split_once('/').ok_or_else(wrong)?;
-    let is_valid = (collection == known_collection || is_nsid(collection)) && is_rkey(rkey);
+    let text = simdutf8::basic::from_utf8(key).map_err(|_| wrong())?;
+    let slash = text.find('/').ok_or_else(wrong)?;
+    let is_known = before.len() > slash && before.as_bytes()[..=slash] == key[..=slash];
+    let is_valid = (is_known || is_nsid(&text[..slash])) && is_rkey(&text[slash + 1..]);
     if is_valid { Ok(text) } else { Err(wrong()) }
 }
 

@@ -60,7 +60,7 @@ pub struct Walk<'s> {
     blocks: Blocks<'s>,
     commit: Commit,
     stack: Vec<Frame>,
-    last_key: Vec<u8>,
+    last_key: String,
     leaves: u64,
     cancel: &'s AtomicBool,
 }
@@ -103,7 +103,7 @@ impl<'s> Walk<'s> {
         let block =
             blocks.read(section)?.ok_or_else(|| RepoError::tree("a commit of over 2 MiB"))?;
         let commit = commit::prove(framed.root, block, expected.did.map(Did::as_str), &keys)?;
-        let (stack, last_key) = (Vec::new(), Vec::new());
+        let (stack, last_key) = (Vec::new(), String::new());
         let mut walk = Self { blocks, commit, stack, last_key, leaves: 0, cancel };
         let root = find(&mut walk.blocks, &walk.commit.data, "the root node")?;
         walk.descend(walk.commit.data, root, None)?;
@@ -157,14 +157,12 @@ impl<'s> Walk<'s> {
         };
         let entry = &frame.node.entries[index];
         let key = frame.node.key(entry);
-        if self.leaves > 0 && self.last_key.as_slice() >= key {
+        if self.leaves > 0 && self.last_key.as_bytes() >= key {
             return Err(RepoError::tree("keys out of order"));
         }
-        let end = self.last_key.iter().position(|byte| *byte == b'/').unwrap_or(0);
-        let known = std::str::from_utf8(&self.last_key[..end]).unwrap_or_default();
-        checked_key(key, known)?;
+        let text = checked_key(key, &self.last_key)?;
         self.last_key.clear();
-        self.last_key.extend_from_slice(key);
+        self.last_key.push_str(text);
         self.leaves += 1;
         let section = frame.found[index].0;
         let block = if section.bytes > RECORD_BYTES_MAX as u64 {
@@ -175,8 +173,7 @@ impl<'s> Walk<'s> {
                 None => LeafBlock::TooLarge(section.bytes),
             }
         };
-        let key = std::str::from_utf8(&self.last_key).unwrap_or_default();
-        Ok(Leaf { key, cid: entry.value, block })
+        Ok(Leaf { key: &self.last_key, cid: entry.value, block })
     }
 
     /// Decodes a node, checks it against its parent's depth and finds all its children.

@@ -42,6 +42,9 @@ pub const CAPACITY_PER_THREAD: usize = 2;
 /// other.
 const OVERSIZED_SHARE: u64 = 4;
 
+/// A repository on disk up to this size is read into memory for its walk.
+const LOADED_BYTES_MAX: u64 = 4 << 20;
+
 /// A row is at most this many times as long as its record: an empty byte string, one byte, becomes `{\"$bytes\": \"\"}, `.
 const ROW_BYTES_PER_RECORD_BYTE: usize = 20;
 
@@ -140,7 +143,10 @@ async fn walk_one(
     threads: Threads,
     oversized: Arc<Semaphore>,
 ) {
-    let bytes = index_bytes(fetched.framed.blocks);
+    let mut fetched = fetched;
+    let unloaded = fetched.car.unloaded_bytes();
+    let loads = unloaded > 0 && unloaded <= LOADED_BYTES_MAX.min(tools.walks.limit() / 8);
+    let bytes = index_bytes(fetched.framed.blocks) + if loads { unloaded } else { 0 };
     let is_oversized = bytes > tools.walks.limit() / OVERSIZED_SHARE;
     let _lane = if is_oversized { oversized.acquire().await.ok() } else { None };
     let Ok(index) = tools.walks.take(bytes).await else {
@@ -156,6 +162,9 @@ async fn walk_one(
     let (done, walked) = oneshot::channel();
     threads.run(Box::new(move || {
         let _held = (slot, index);
+        if loads && let Err(error) = fetched.car.load() {
+            return fetched.ticket.finish(Ended::Repo(error.into()).news());
+        }
         run(fetched, &tools, &flag, &runtime);
         // The worker may have been stopped meanwhile: then nobody listens.
         let _unheard = done.send(());

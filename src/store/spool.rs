@@ -183,6 +183,31 @@ impl Drop for DiskReservation {
     }
 }
 
+impl SpooledCar {
+    /// Bytes that [`SpooledCar::load`] would take: all of them if it lies on disk, none otherwise.
+    #[must_use]
+    pub fn unloaded_bytes(&self) -> u64 {
+        match &self.place {
+            Place::Memory { .. } => 0,
+            Place::Disk { .. } => self.bytes,
+        }
+    }
+
+    /// Reads it into memory, which the caller has reserved: a walk reads each of its thousands of blocks by itself, and a
+    /// system call for each costs more than reading it whole.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn load(&mut self) -> io::Result<()> {
+        if let Place::Disk { file, .. } = &self.place {
+            let mut bytes = vec![0; usize::try_from(self.bytes).unwrap_or(usize::MAX)];
+            file.read_exact_at(&mut bytes, 0)?;
+            self.place = Place::Memory { bytes, reservation: None };
+        }
+        Ok(())
+    }
+}
+
 impl Source for SpooledCar {
     fn len(&self) -> u64 {
         self.bytes

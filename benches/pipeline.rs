@@ -1,7 +1,8 @@
 //! The whole pipeline over loopback HTTP: the real binary as a child, prepared and really signed repositories from servers in
 //! this process. Prints records per CPU-second (user + system, as the kernel counts the child), per second, and peak memory.
 //!
-//! `cargo bench --bench pipeline [-- ACCOUNTS RECORDS]`, 500 accounts of 2,000 records without arguments.
+//! `cargo bench --bench pipeline [-- ACCOUNTS RECORDS [KEY=VALUE ...]]`, 500 accounts of 2,000 records without arguments; the
+//! rest are settings of the run.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -54,8 +55,11 @@ fn main() {
             "--dids-file",
             list.to_str().unwrap(),
         ];
-        let flags: Vec<String> =
+        let mut flags: Vec<String> =
             fixed.into_iter().map(str::to_owned).chain(network.flags()).collect();
+        for setting in std::env::args().filter(|text| text.contains('=')) {
+            flags.extend(["--set".to_owned(), setting]);
+        }
         let binary = Skyfill::new(env!("CARGO_BIN_EXE_skyfill"));
         let finished = binary.run(&flags, Duration::from_secs(600)).expect_code(0);
         let exported = finished.json()["this_run"]["records"].as_u64().unwrap();

@@ -27,7 +27,7 @@ use crate::seed::Chance;
 use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Observed, Progress, Scheduler};
-use crate::stages::{exporter, parser, resolver};
+use crate::stages::{exporter, fetcher, parser, resolver};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
@@ -123,11 +123,12 @@ pub struct Mailboxes {
 }
 
 impl Mailboxes {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings, budgets: &Budgets) -> Self {
+        let transfers = fetcher::capacity(settings.fetch.concurrency, &budgets.spools);
         let parser = parser_threads(settings) * parser::CAPACITY_PER_THREAD;
         Self {
             resolver: Mailbox::new("resolver", resolver::CAPACITY),
-            fetcher: Mailbox::new("fetcher", settings.fetch.concurrency),
+            fetcher: Mailbox::new("fetcher", transfers),
             parser: Mailbox::new("parser", parser),
             exporter: Mailbox::new("exporter", exporter::CAPACITY),
         }
@@ -161,8 +162,8 @@ impl Pipeline {
         let health = Health::default();
         let (clock, transformer) = (surrounding.clock.clone(), Arc::clone(&data.transformer));
         let disk = Disk::start(data, settings, &clock, &health)?;
-        let mailboxes = Mailboxes::new(settings);
         let budgets = Budgets::cut(settings.limits.memory);
+        let mailboxes = Mailboxes::new(settings, &budgets);
         let (progress, watched) = watch::channel(Progress::default());
         let (bound, scheduler) = watch::channel(None);
         let parts = Parts {

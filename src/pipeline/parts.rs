@@ -81,7 +81,8 @@ impl Parts<'_> {
         let (folder, memory) = (self.disk.dir.join("spool"), self.budgets.spools.clone());
         let tools = Arc::new(fetcher::Tools {
             client,
-            spools: SpoolPool::new(folder, limits.spool_memory, memory, limits.spool),
+            spools: SpoolPool::new(folder, limits.spool_memory, memory.clone(), limits.spool),
+            memory,
             repo_bytes_max: limits.repo_bytes,
             parser: self.mailboxes.parser.clone(),
             health: self.health.clone(),

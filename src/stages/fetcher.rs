@@ -27,6 +27,7 @@ use crate::net::response::Response;
 use crate::repo::car::{Framed, Framer};
 use crate::repo::error::RepoError;
 use crate::stages::messages::{FetchJob, FetchedCar, News, Permit, Point, Probe, Subject, Ticket};
+use crate::store::budget::Budget;
 use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::spool::{Spool, SpoolError, SpoolPool, SpooledCar};
@@ -34,12 +35,31 @@ use crate::store::spool::{Spool, SpoolError, SpoolPool, SpooledCar};
 /// Who waits, in the log, when the disk is full.
 const WRITER: &str = "spool";
 
+/// What a transfer's socket holds beside its spool: the client's read buffer grows to about this where bytes come fast. It is
+/// counted against the memory of spools; when that is used up, the next spools go to their files sooner.
+const SOCKET_BYTES: u64 = 256 << 10;
+
+/// Transfers at once: as configured, but so that their sockets take at most half of the memory of spools.
+#[must_use]
+pub fn capacity(concurrency: usize, spools: &Budget) -> usize {
+    let fitting = usize::try_from(spools.limit() / 2 / SOCKET_BYTES).unwrap_or(usize::MAX);
+    if concurrency > fitting {
+        tracing::warn!(
+            transfers = fitting,
+            "limits.memory has room for fewer transfers than fetch.concurrency asks for"
+        );
+    }
+    concurrency.min(fitting).max(1)
+}
+
 /// What fetching needs.
 pub struct Tools {
     /// The network.
     pub client: Client,
     /// Where bytes lie.
     pub spools: SpoolPool,
+    /// Their memory.
+    pub memory: Budget,
     /// `limits.repo_bytes`.
     pub repo_bytes_max: u64,
     /// Where repositories go.
@@ -186,6 +206,7 @@ async fn receive(
     ticket: &Ticket,
     mut response: Response,
 ) -> Result<(SpooledCar, Framed), News> {
+    let _socket = tools.memory.try_take(SOCKET_BYTES);
     let mut framer = Framer::new(tools.repo_bytes_max);
     let mut spool = tools.spools.open();
     let mut has_begun = false;

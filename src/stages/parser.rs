@@ -398,7 +398,7 @@ impl Output<'_> {
         if let Some(refusal) = self.export.refused() {
             return Err(Ended::Refused(refusal));
         }
-        let bytes: usize = items.iter().map(|item| item.payload.len()).sum();
+        let bytes: usize = items.iter().map(|item| item.payload.capacity()).sum();
         let reservation = self.reservation.as_mut().and_then(|held| held.split(bytes as u64));
         let export = Arc::clone(&self.export);
         let chunk = RowChunk { export, sequence: self.sequence, items, reservation, end };

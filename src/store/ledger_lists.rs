@@ -336,3 +336,163 @@ fn counts(connection: &Connection) -> rusqlite::Result<Counts> {
     }
     Ok(counts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::did::Did;
+    use crate::domain::identity::Identity;
+    use crate::domain::ledger::{Event, LedgerPolicy};
+    use crate::domain::verdict::{Cause, Failure, LastError};
+    use crate::seed::Chance;
+    use crate::store::ledger_work::Batch;
+
+    fn rows(folder: &Path) -> Rows {
+        let clock = Clock::fixed(1_700_000_000_000);
+        let path = folder.join("state.db");
+        Rows::open(&path, LedgerPolicy::default(), clock, Chance::seeded(1)).unwrap().0
+    }
+
+    fn did(n: u8) -> Target {
+        let id: String = std::iter::repeat_n(char::from(b'a' + n), 24).collect();
+        Target::Did(Did::parse(&format!("did:plc:{id}")).unwrap())
+    }
+
+    fn list(rows: &mut Rows, targets: Vec<Target>) -> u64 {
+        let targets = targets.into_iter().map(Ok::<Target, String>);
+        rows.transaction(|rows| rows.list(targets)).unwrap().unwrap()
+    }
+
+    fn batch(rows: &mut Rows, batch: Batch) -> crate::store::ledger_work::Batched {
+        rows.transaction(|rows| rows.run_batch(&batch)).unwrap()
+    }
+
+    fn resolved() -> Event {
+        Event::Resolved(Identity {
+            endpoint: "https://a.test".to_owned(),
+            host: "a.test".to_owned(),
+            key: "did:key:z".to_owned(),
+            earlier_keys: Vec::new(),
+            handle: None,
+        })
+    }
+
+    /// Brings `count` accounts to fetching.
+    fn fetching(rows: &mut Rows, count: usize) -> Vec<AccountId> {
+        let leased = batch(rows, Batch { plc: count, ..Batch::default() }).plc;
+        let events = leased.iter().map(|leased| (leased.id, resolved())).collect();
+        let done = batch(rows, Batch { events, ..Batch::default() });
+        let host = done.applied[0].after.host.unwrap();
+        let fetch = batch(rows, Batch { hosts: vec![(host, count)], ..Batch::default() }).fetch;
+        fetch.into_iter().map(|(_, leased)| leased.id).collect()
+    }
+
+    #[test]
+    fn a_list_replaces_the_one_before_and_states_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rows = rows(folder.path());
+        let junk =
+            Target::Malformed { cleaned: "junk".to_owned(), detail: "f:3: no did".to_owned() };
+        assert_eq!(list(&mut rows, vec![did(0), did(1), did(0), junk.clone()]), 3);
+        let counts = rows.counts().unwrap();
+        assert_eq!((counts.queued, counts.parked, rows.run_counts().parked), (2, 1, 1));
+        let leased = fetching(&mut rows, 1);
+        assert_eq!(list(&mut rows, vec![did(1), did(2), junk]), 3);
+        assert_eq!((rows.counts().unwrap().active, rows.run_counts().parked), (0, 1));
+        // What was in flight finishes all the same, and is there again when it is listed again.
+        let failure = Failure::new(Cause::Terminal(Reason::NoPds), None, "x");
+        let events = vec![(leased[0], Event::Failed { failure, host_usable_ms: None })];
+        assert!(!batch(&mut rows, Batch { events, ..Batch::default() }).applied[0].listed);
+        assert_eq!(list(&mut rows, vec![did(0)]), 1);
+        assert_eq!(rows.counts().unwrap(), Counts { parked: 1, ..Counts::default() });
+    }
+
+    #[test]
+    fn a_list_that_breaks_off_or_is_empty_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rows = rows(folder.path());
+        list(&mut rows, vec![did(0), did(1)]);
+        let broken = vec![Ok(did(2)), Err("not utf-8")].into_iter();
+        assert_eq!(rows.transaction(|rows| rows.list(broken)).unwrap(), Err("not utf-8"));
+        let empty = std::iter::empty::<Result<Target, String>>();
+        assert_eq!(rows.transaction(|rows| rows.list(empty)).unwrap(), Ok(0));
+        assert_eq!(rows.counts().unwrap(), Counts { queued: 2, ..Counts::default() });
+        let reader = Reader::open(&folder.path().join("state.db")).unwrap();
+        assert_eq!(reader.account("did:plc:cccccccccccccccccccccccc").unwrap(), None);
+    }
+
+    #[test]
+    fn a_segment_makes_an_edition_done_once_and_a_filter_can_ask_for_it_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rows = rows(folder.path());
+        list(&mut rows, vec![did(0)]);
+        let ids = fetching(&mut rows, 1);
+        let Target::Did(name) = did(0) else { panic!("a did") };
+        let revision = |edition, filter: &str| Revision {
+            did: name.to_string(),
+            edition,
+            rev: "3kabc".to_owned(),
+            filter: filter.to_owned(),
+            exported: [("post".to_owned(), 7)].into(),
+            ..Revision::default()
+        };
+        let apply = |rows: &mut Rows, segment, revision: Revision| {
+            rows.transaction(|rows| rows.apply_segment(segment, &[revision])).unwrap();
+        };
+        apply(&mut rows, 1, revision(0, "one"));
+        apply(&mut rows, 1, revision(0, "one"));
+        apply(&mut rows, 2, revision(0, "late"));
+        assert_eq!((rows.run_counts().done, rows.run_counts().records), (1, 7));
+        // Late news about it changes nothing.
+        let events = vec![(ids[0], Event::Lost { crashed: true })];
+        batch(&mut rows, Batch { events, ..Batch::default() });
+        assert_eq!(rows.counts().unwrap(), Counts { done: 1, ..Counts::default() });
+        assert_eq!(rows.done_under_another_filter("one").unwrap(), 0);
+        assert_eq!(rows.done_under_another_filter("two").unwrap(), 1);
+        assert_eq!(rows.transaction(|rows| rows.refilter("two")).unwrap(), 1);
+        // Its identity is young, so it goes straight to its host.
+        assert_eq!(rows.host_rows().unwrap()[0].ready, 1);
+        apply(&mut rows, 3, revision(1, "two"));
+        let report = Reader::open(&folder.path().join("state.db")).unwrap();
+        assert_eq!(report.account(name.as_str()).unwrap().unwrap().edition, 2);
+    }
+
+    #[test]
+    fn leases_end_uncharged_and_parked_accounts_come_back_by_reason_or_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rows = rows(folder.path());
+        list(&mut rows, (0..4).map(did).collect());
+        let ids = fetching(&mut rows, 3);
+        let failed = |cause, last_error| Event::Failed {
+            failure: Failure::new(cause, last_error, "x"),
+            host_usable_ms: None,
+        };
+        let events = vec![
+            (ids[0], failed(Cause::Terminal(Reason::NoPds), None)),
+            (ids[1], failed(Cause::Terminal(Reason::EndpointForbidden), Some(LastError::Dns))),
+        ];
+        let done = batch(&mut rows, Batch { events, ..Batch::default() });
+        assert_eq!((done.counts.parked, done.counts.active, done.counts.queued), (2, 1, 1));
+        assert_eq!(rows.transaction(|rows| rows.end_leases(&Event::GivenBack)).unwrap(), 1);
+        let retry = |rows: &mut Rows, selection: &Selection| {
+            rows.transaction(|rows| rows.retry(selection)).unwrap()
+        };
+        assert_eq!(retry(&mut rows, &Selection::Word("repo_invalid".to_owned())), 0);
+        assert_eq!(retry(&mut rows, &Selection::Word("dns".to_owned())), 1);
+        assert_eq!(retry(&mut rows, &Selection::All), 1);
+        assert_eq!(rows.counts().unwrap(), Counts { queued: 4, ..Counts::default() });
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(rows(folder.path()));
+        let path = folder.path().join("state.db");
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("PRAGMA user_version = 99").unwrap();
+        let opened = Rows::open(&path, LedgerPolicy::default(), Clock::system(), Chance::seeded(1));
+        let error = opened.err().unwrap();
+        assert!(matches!(&error, StoreError::Config(text) if text.contains("99")), "{error}");
+    }
+}

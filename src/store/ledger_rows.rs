@@ -176,15 +176,21 @@ impl Rows {
 
     /// Writes the totals and commits.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
+        self.write_totals()?;
+        self.execute("COMMIT", []).map(drop)?;
+        self.run[0] = self.run[1];
+        // What the group wrote survives the process from here on, and a power cut from the next settle on.
+        crash_point!(LedgerCommitted);
+        Ok(())
+    }
+
+    /// Brings the totals up to date with what this transaction has changed so far.
+    pub(crate) fn write_totals(&mut self) -> Result<(), StoreError> {
         for ((state, reason), change) in std::mem::take(&mut self.changes) {
             let upsert =
                 "INSERT INTO totals VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET n = n + ?3";
             self.execute(upsert, params![state, reason, change])?;
         }
-        self.execute("COMMIT", []).map(drop)?;
-        self.run[0] = self.run[1];
-        // What the group wrote survives the process from here on, and a power cut from the next settle on.
-        crash_point!(LedgerCommitted);
         Ok(())
     }
 
@@ -272,10 +278,10 @@ impl Rows {
         self.run[1].parked += accounts;
     }
 
-    /// What this process has decided, as committed.
+    /// What this process has decided, with the open transaction.
     #[must_use]
     pub fn run_counts(&self) -> RunCounts {
-        self.run[0]
+        self.run[1]
     }
 
     /// Marks the accounts of a segment done, unless they are already.

@@ -68,7 +68,7 @@ pub struct Batched {
     pub next_due_ms: Option<i64>,
     /// Listed accounts by state.
     pub counts: Counts,
-    /// What this process had decided before this batch.
+    /// What this process has decided, this batch included.
     pub run: RunCounts,
 }
 
@@ -91,7 +91,7 @@ impl Rows {
     /// # Errors
     /// [`StoreError`].
     pub fn run_batch(&mut self, batch: &Batch) -> Result<Batched, StoreError> {
-        let mut done = Batched { run: self.run_counts(), ..Batched::default() };
+        let mut done = Batched::default();
         for (id, event) in &batch.events {
             done.applied.push(self.apply(*id, event.clone())?);
         }
@@ -115,7 +115,8 @@ impl Rows {
         }
         let next = "SELECT min(due_ms) FROM accounts WHERE listed = 1 AND state = 4";
         done.next_due_ms = self.one(next, &[])?;
-        done.counts = self.counts()?;
+        self.write_totals()?;
+        (done.counts, done.run) = (self.counts()?, self.run_counts());
         Ok(done)
     }
 

@@ -69,6 +69,7 @@ struct Asked {
     plc: usize,
     hosts: Vec<(i64, u64)>,
     probes: Vec<i64>,
+    alone: bool,
 }
 
 /// Where the ledger may have work; set by what happens, cleared by a lease that found less than it asked for.
@@ -204,6 +205,7 @@ impl Plan {
                 && self.in_flight.is_empty()
                 && self.may_have.alone
                 && room.fetcher.min(room.resolver) > 0;
+            self.asked.alone = batch.alone;
         }
         let is_empty = batch.events.is_empty()
             && batch.patience.is_empty()
@@ -284,8 +286,8 @@ impl Plan {
         }
         match done.alone {
             Some((host, leased)) => out.extend(self.alone(host, leased, now)),
-            // Only a batch that asked for one can have found none, and nothing else was in flight then.
-            None if self.in_flight.is_empty() && out.is_empty() => self.may_have.alone = false,
+            // A batch that asked for others, and found none, says nothing about those that run alone.
+            None if asked.alone => self.may_have.alone = false,
             None => {}
         }
         out
@@ -412,5 +414,34 @@ impl Plan {
     pub fn tidy(&mut self, now: Now) {
         self.silences.extend(self.hosts.unsaved_silences(now.at));
         self.hosts.drop_idle(now.at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::net::pace::PaceLimits;
+
+    #[test]
+    fn when_only_accounts_that_run_alone_are_left_one_of_them_is_asked_for() {
+        let clock = Clock::fixed(1_000);
+        let now = Now { at: clock.now(), wall_ms: clock.wall_ms() };
+        let pace = PaceLimits {
+            requests_per_second: 10.0,
+            concurrency: 4,
+            patience: Duration::from_secs(60),
+        };
+        let limits = PlanLimits { host: pace, directory: pace, batch_size: 16 };
+        let mut plan = Plan::new(limits, Chance::seeded(1), Vec::new(), now);
+        let room = Room { resolver: 64, fetcher: 8 };
+        let first = plan.next_batch(room, true, now).unwrap();
+        assert!(first.plc > 0 && !first.alone, "others come first");
+        // As a restart finds the ledger after kills: nothing but an account that runs alone.
+        let left = Counts { queued: 1, ..Counts::default() };
+        plan.batched(Batched { counts: left, ..Batched::default() }, now);
+        assert!(plan.next_batch(room, true, now).unwrap().alone);
+        plan.batched(Batched { counts: left, ..Batched::default() }, now);
+        assert!(plan.next_batch(room, true, now).is_none(), "there was none");
     }
 }

@@ -14,6 +14,7 @@ use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::ledger::{Follower, Ledger};
+use crate::store::ledger_rows::{Rows, RunCounts};
 
 /// The data directory with the threads that write it.
 pub struct Disk {
@@ -53,19 +54,21 @@ impl Disk {
         Ok(Self { ledger, journal, applier, threads: vec![applier_thread, ledger_thread], dir })
     }
 
-    /// Settles the queues, ends every lease and closes the ledger.
-    pub async fn stop(self, health: &Health) {
+    /// Settles the queues, ends every lease and closes the ledger; gives what this process decided, to the last segment.
+    pub async fn stop(self, health: &Health) -> Option<RunCounts> {
         let applier = self.applier.clone();
         let _stopped = tokio::task::spawn_blocking(move || applier.stop()).await;
         let mut progress = self.applier.progress();
         let _ended = progress.wait_for(|progress| progress.ended).await;
         if health.failure().is_some() {
-            return;
+            return None;
         }
-        let _gone = self.ledger.run(|rows| rows.end_leases(&Event::GivenBack)).await;
+        let end = |rows: &mut Rows| rows.end_leases(&Event::GivenBack).map(|_| rows.run_counts());
+        let decided = self.ledger.run(end).await.ok();
         self.ledger.close().await;
         let threads = self.threads;
         let join = move || threads.into_iter().for_each(|thread| drop(thread.join()));
         let _joined = tokio::task::spawn_blocking(join).await;
+        decided
     }
 }

@@ -146,7 +146,7 @@ pub struct Pipeline {
     supervisor: ActorRef<supervisor::Command>,
     scheduler: watch::Receiver<Option<ActorRef<Message>>>,
     ended: watch::Receiver<Option<Ended>>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Sender<Progress>,
 }
 
 impl Pipeline {
@@ -164,7 +164,7 @@ impl Pipeline {
         let disk = Disk::start(data, settings, &clock, &health)?;
         let budgets = Budgets::cut(settings.limits.memory);
         let mailboxes = Mailboxes::new(settings, &budgets);
-        let (progress, watched) = watch::channel(Progress::default());
+        let progress = watch::Sender::new(Progress::default());
         let (bound, scheduler) = watch::channel(None);
         let parts = Parts {
             settings,
@@ -177,7 +177,7 @@ impl Pipeline {
         let client = parts.client()?;
         let threads = parser::Threads::start(parser_threads(settings))
             .map_err(|error| StartError::Part("a parser thread", error.to_string()))?;
-        let schedule = parts.scheduler(progress);
+        let schedule = parts.scheduler(progress.clone());
         let children = vec![
             parts.exporter(),
             parts.parser(transformer, threads),
@@ -197,21 +197,12 @@ impl Pipeline {
             .await
             .map_err(|error| StartError::Part("a stage", error.to_string()))?;
         tell_applied(&disk.applier, scheduler.clone());
-        Ok(Self {
-            budgets,
-            mailboxes,
-            disk,
-            health,
-            supervisor,
-            scheduler,
-            ended,
-            progress: watched,
-        })
+        Ok(Self { budgets, mailboxes, disk, health, supervisor, scheduler, ended, progress })
     }
 
     /// Waits until nothing is left to do, or something has ended the pipeline.
     pub async fn ended(&self) -> PipelineEnd {
-        let (mut progress, mut ended) = (self.progress.clone(), self.ended.clone());
+        let (mut progress, mut ended) = (self.progress.subscribe(), self.ended.clone());
         let mut health = self.health.watch();
         tokio::select! {
             biased;
@@ -232,7 +223,7 @@ impl Pipeline {
     /// How far the work is.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.clone()
+        self.progress.subscribe()
     }
 
     /// What is wrong with the disk.
@@ -247,7 +238,8 @@ impl Pipeline {
         ractor::call_t!(scheduler, Message::Observe, 5_000).ok()
     }
 
-    /// Stops: what is in flight is finished within 20 s or given back, nothing is charged.
+    /// Stops: what is in flight is finished within 20 s or given back, nothing is charged. The progress then counts what was
+    /// sealed last, too.
     ///
     /// # Errors
     /// What ended the data directory, if something did.
@@ -261,7 +253,9 @@ impl Pipeline {
         if let Some(error) = self.health.failure() {
             return Err(error);
         }
-        self.disk.stop(&self.health).await;
+        if let Some(run) = self.disk.stop(&self.health).await {
+            self.progress.send_modify(|progress| progress.run = run);
+        }
         self.health.failure().map_or(Ok(()), Err)
     }
 }

@@ -11,9 +11,11 @@ use serde_json::json;
 
 use crate::commands::error::CommandError;
 use crate::commands::verify::Agreement;
+use crate::domain::did::cleaned;
 use crate::repo::Source;
 use crate::repo::car::Framer;
 use crate::repo::error::RepoError;
+use crate::repo::key::PublicKey;
 use crate::repo::second_opinion;
 use crate::repo::walk::{Expected, Walk};
 use crate::store::error::StoreError;
@@ -55,6 +57,11 @@ pub fn run(
     as_json: bool,
     out: &mut dyn Write,
 ) -> Result<Agreement, CommandError> {
+    // A key that is none would look like a signature that is wrong.
+    if let Some(key) = key.filter(|key| PublicKey::from_did_key(key).is_none()) {
+        let text = format!("--key {}: not a did:key of secp256k1 or P-256", cleaned(key));
+        return Err(CommandError::Usage(text));
+    }
     let unreadable = |error| StoreError::io(path, error);
     let mut file = File::open(path).map_err(unreadable)?;
     let bytes = file.metadata().map_err(unreadable)?.len();
@@ -153,7 +160,7 @@ fn text(path: &Path, proof: &Option<Proof>, key: Option<&str>, differences: &[St
         text += &format!(
             "{}: {} at {}, {} records, every block's hash and the whole tree are right\n",
             path.display(),
-            crate::domain::did::cleaned(&proof.did),
+            cleaned(&proof.did),
             proof.rev,
             proof.keys.len()
         );

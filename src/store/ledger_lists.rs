@@ -13,6 +13,7 @@ use crate::domain::ledger::{Account, Event};
 use crate::domain::verdict::Reason;
 use crate::store::error::StoreError;
 use crate::store::ledger_rows::{DONE, PARKED, QUEUED, Rows};
+use crate::store::ledger_schema;
 
 /// Which parked accounts to put back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,11 +206,12 @@ impl Reader {
     /// Opens `state.db` for reading.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError::Config`] for a newer schema, [`StoreError`] otherwise.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(path, flags);
         let connection = opened.map_err(|error| StoreError::sqlite(path, error))?;
+        ledger_schema::known_schema(&connection, path)?;
         Ok(Self { path: path.to_owned(), connection })
     }
 

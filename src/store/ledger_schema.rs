@@ -25,6 +25,23 @@ const TABLES: &str = "
     CREATE TABLE totals (state INTEGER, reason TEXT, n INTEGER, PRIMARY KEY (state, reason)) WITHOUT ROWID;
     CREATE TABLE queues (label TEXT PRIMARY KEY, segment INTEGER, item INTEGER) WITHOUT ROWID;";
 
+/// Schema of an open ledger, 0 for a new one.
+///
+/// # Errors
+/// [`StoreError::Config`] for a newer one, [`StoreError`] otherwise.
+pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
+    let read = connection.query_row("PRAGMA user_version", [], |row| row.get(0));
+    let schema: i64 = read.map_err(|error| StoreError::sqlite(path, error))?;
+    if schema > SCHEMA {
+        let text = format!(
+            "{}: schema {schema} is newer than this skyfill knows ({SCHEMA}): use the newer skyfill",
+            path.display()
+        );
+        return Err(StoreError::Config(text));
+    }
+    Ok(schema)
+}
+
 /// Opens or makes `state.db`; gives whether it is new.
 ///
 /// # Errors
@@ -39,15 +56,7 @@ pub fn open(path: &Path, chance: &Chance) -> Result<(Connection, bool), StoreErr
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=10000;",
         )
         .map_err(failed)?;
-    let schema: i64 =
-        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-    if schema > SCHEMA {
-        let text = format!(
-            "{}: schema {schema} is newer than this skyfill knows ({SCHEMA}): use the newer skyfill",
-            path.display()
-        );
-        return Err(StoreError::Config(text));
-    }
+    let schema = known_schema(&connection, path)?;
     if schema == 0 {
         let id: String = (0..2).map(|_| format!("{:016x}", chance.bits())).collect();
         let make = format!(

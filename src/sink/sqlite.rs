@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  queue              id, payload, metadata, created_at, status: the readers' own; they may change, delete and clear rows
-//!  skyfill_position   data id, and the segment and item up to which this file has taken rows
+//!  skyfill_position   data id, the segment and item up to which this file has taken rows, and after which segment it was made
 //!  skyfill_accounts   (did, edition): which segment, ids, items, records, and the crc32c of every item
 //! ```
 //! Rows, account and position move in one transaction, so a row enters a file once whatever happens. An account's export has
@@ -177,7 +177,8 @@ impl QueueFile {
         connection.execute_batch(&set).map_err(failed)?;
         let permitted = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o660));
         permitted.map_err(|error| StoreError::io(&path, error))?;
-        let start = if is_new { known.unwrap_or_default() } else { Position::default() };
+        // A file that was made and not yet filled when the process died has no position either.
+        let start = known.unwrap_or_default();
         create_tables(&connection, data_id, start).map_err(failed)?;
         let select = "SELECT data_id, segment, item FROM skyfill_position";
         let read = |row: &rusqlite::Row<'_>| {
@@ -378,10 +379,11 @@ fn create_tables(connection: &Connection, data_id: &str, start: Position) -> rus
              did TEXT, edition INTEGER, segment INTEGER, rev TEXT, first_id INTEGER, items INTEGER,
              records INTEGER, checksums BLOB, PRIMARY KEY (did, edition)) WITHOUT ROWID;
          CREATE TABLE IF NOT EXISTS skyfill_position (
-             one INTEGER PRIMARY KEY CHECK (one = 1), data_id TEXT, segment INTEGER, item INTEGER);
+             one INTEGER PRIMARY KEY CHECK (one = 1), data_id TEXT, segment INTEGER, item INTEGER,
+             begun INTEGER);
          COMMIT;",
     )?;
-    let insert = "INSERT OR IGNORE INTO skyfill_position (one, data_id, segment, item) VALUES (1, ?1, ?2, ?3)";
+    let insert = "INSERT OR IGNORE INTO skyfill_position (one, data_id, segment, item, begun) VALUES (1, ?1, ?2, ?3, ?2)";
     connection.execute(insert, params![data_id, signed(start.segment), signed(start.item)])?;
     Ok(())
 }

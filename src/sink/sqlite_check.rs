@@ -12,6 +12,8 @@ pub struct QueueReader {
     label: String,
     path: PathBuf,
     connection: Connection,
+    /// What was sealed up to this segment lies in the file that its owner moved away.
+    begun: u64,
 }
 
 /// An account's items in a queue file.
@@ -46,7 +48,29 @@ impl QueueReader {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(&path, flags);
         let connection = opened.map_err(|error| StoreError::sqlite(&path, error))?;
-        Ok(Self { label, path, connection })
+        let select = "SELECT ifnull(max(begun), 0) FROM skyfill_position";
+        let begun = connection.query_row(select, [], |row| row.get::<_, i64>(0));
+        let begun = begun.map_err(|error| StoreError::sqlite(&path, error))?.cast_unsigned();
+        Ok(Self { label, path, connection, begun })
+    }
+
+    /// Whether this file was made anew after `segment`, whose rows lie in the file that was there before.
+    #[must_use]
+    pub fn began_after(&self, segment: u64) -> bool {
+        segment <= self.begun
+    }
+
+    /// Segment from which the file took an account's edition, if it took any of it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn segment_of(&self, did: &str, edition: u32) -> Result<Option<u64>, StoreError> {
+        let select = "SELECT segment FROM skyfill_accounts WHERE did = ?1 AND edition = ?2";
+        let mut statement =
+            self.connection.prepare_cached(select).map_err(|error| self.failed(error))?;
+        let found = statement.query_row(params![did, edition], |row| row.get::<_, i64>(0));
+        let found = found.optional().map_err(|error| self.failed(error))?;
+        Ok(found.map(i64::cast_unsigned))
     }
 
     /// Its label.

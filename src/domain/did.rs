@@ -119,10 +119,13 @@ fn is_invisible(character: char) -> bool {
 
 /// A lower-case host name of at least two labels, or localhost with an optional `%3A` port.
 fn is_web_host(host: &str) -> bool {
-    if let Some(rest) = host.strip_prefix("localhost") {
-        let port = rest.strip_prefix("%3a");
-        return rest.is_empty()
-            || port.is_some_and(|port| port.parse::<u16>().is_ok_and(|n| n > 0));
+    if host == "localhost" {
+        return true;
+    }
+    if let Some(port) = host.strip_prefix("localhost%3a") {
+        // Digits only: a number may be read from "+80" too.
+        let is_digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        return is_digits && port.parse::<u16>().is_ok_and(|n| n > 0);
     }
     let labels: Vec<&str> = host.split('.').collect();
     let is_label = |label: &&str| {
@@ -146,7 +149,9 @@ mod tests {
         assert_eq!((plc.method(), plc.identifier()), (DidMethod::Plc, "44ybard66vv44zksje25o7dz"));
         let web = Did::parse("did:web:Example.COM").unwrap();
         assert_eq!((web.method(), web.as_str()), (DidMethod::Web, "did:web:example.com"));
-        assert!(Did::parse("did:web:localhost%3A2583").is_ok());
+        for text in ["localhost%3A2583", "localhost", "localhosting.net", "localhost.example.com"] {
+            assert!(Did::parse(&format!("did:web:{text}")).is_ok(), "{text}");
+        }
     }
 
     #[test]
@@ -165,6 +170,12 @@ mod tests {
             "did:web:example.com%3A8080",
             "did:web:127.0.0.1",
             "did:web:example",
+            "did:web:localhost%3A",
+            "did:web:localhost%3A0",
+            "did:web:localhost%3A+80",
+            "did:web:localhost%3A65536",
+            "did:web:localhost%3A80%3A80",
+            "did:web:localhosting",
             "did:web:-a.com",
             "did:web:a..com",
             "did:web:[::1]",

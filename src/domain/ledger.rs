@@ -253,11 +253,11 @@ impl Account {
             }
             (State::Resolving | State::Fetching, Event::ProcessDied) => self.process_died(at),
             (State::RetryAt(_), Event::Due) => self.available(policy, at),
-            (
-                State::Queued | State::Ready | State::RetryAt(_),
-                Event::PatienceEnded { reason, last_error },
-            ) => {
+            (state, Event::PatienceEnded { reason, last_error, detail }) if !state.is_decided() => {
                 self.last_error = last_error.or(self.last_error);
+                if !detail.is_empty() {
+                    self.detail = clean(&detail);
+                }
                 self.park(reason)
             }
             (State::Done, Event::Again) => {
@@ -634,7 +634,13 @@ mod tests {
                 18 => Event::ProcessDied,
                 19 if step % 16 == 0 => Event::Retry,
                 20 => Event::TooLargeForNow,
-                21 | 22 => Event::Due,
+                21 => Event::Due,
+                22 if step % 32 == 0 => Event::PatienceEnded {
+                    reason: Reason::HostUnavailable,
+                    last_error: Some(LastError::Connect),
+                    detail: String::new(),
+                },
+                22 => Event::Due,
                 _ => failed(causes[(chance.bits() % 8) as usize]),
             };
             let is_retry_or_export = matches!(event, Event::Retry | Event::Exported);

@@ -42,12 +42,15 @@ pub enum Event {
     ProcessDied,
     /// Its retry time has come.
     Due,
-    /// Host or directory were silent for as long as the operator's patience.
+    /// Host or directory were silent for as long as the operator's patience; for an account that was asked for meanwhile,
+    /// this stands for its failure.
     PatienceEnded {
         /// `host_unavailable` or `directory_unavailable`.
         reason: Reason,
         /// What the host or directory did last.
         last_error: Option<LastError>,
+        /// Evidence of this account's own last failure; empty: as it was.
+        detail: String,
     },
     /// The operator puts it back.
     Retry,

@@ -49,6 +49,20 @@ pub struct Rows {
     run: [RunCounts; 2],
     /// A settle waits for a synced commit.
     wants_sync: bool,
+    /// The account that was leased last, by host or kind of DID: the next lease goes on behind it.
+    pub(crate) turns: HashMap<Queue, i64>,
+}
+
+/// What is leased from in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Queue {
+    /// Queued accounts, of `did:web` or of `did:plc`.
+    Unresolved {
+        /// Of `did:web`.
+        web: bool,
+    },
+    /// Ready accounts of a host.
+    Host(i64),
 }
 
 /// What an event led to.
@@ -114,6 +128,7 @@ impl Rows {
             changes: HashMap::new(),
             run: [RunCounts::default(); 2],
             wants_sync: false,
+            turns: HashMap::new(),
         };
         Ok((rows, is_new))
     }

@@ -8,10 +8,13 @@ use crate::domain::identity::Identity;
 use crate::domain::ledger::{Event, State};
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::Counts;
-use crate::store::ledger_rows::{Applied, Rows, RunCounts};
+use crate::store::ledger_rows::{Applied, Queue, Rows, RunCounts};
 
 /// Accounts that become due in one batch, so that a batch stays short.
 const PROMOTED_MAX: i64 = 1_000;
+
+/// Accounts of one host whose identities are found to have outlived the cache in one batch, for the same reason.
+const OUTLIVED_MAX: usize = 256;
 
 /// A leased account.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +65,8 @@ pub struct Batched {
     pub web: Vec<Leased>,
     /// Leased for fetching, with their host.
     pub fetch: Vec<(i64, Leased)>,
+    /// Hosts that were asked for more than they have ready.
+    pub dry: Vec<i64>,
     /// Leased to run alone; with a host if it goes to the fetcher.
     pub alone: Option<(Option<i64>, Leased)>,
     /// When the next account is due, ledger milliseconds.
@@ -81,6 +86,8 @@ pub struct HostRow {
     pub name: String,
     /// Ready accounts, those that run alone left out.
     pub ready: u64,
+    /// Accounts that are to be fetched there besides: those that run alone, are being fetched or wait for their retry.
+    pub others: u64,
     /// How long it has given no usable answer, milliseconds.
     pub silence_ms: i64,
 }
@@ -107,8 +114,9 @@ impl Rows {
         done.plc = self.lease_queued(false, batch.plc, &mut done.applied)?;
         done.web = self.lease_queued(true, batch.web, &mut done.applied)?;
         for (host, count) in &batch.hosts {
-            let leased = self.lease_ready(*host, *count, &mut done.applied)?;
+            let (leased, is_dry) = self.lease_ready(*host, *count, &mut done.applied)?;
             done.fetch.extend(leased.into_iter().map(|leased| (*host, leased)));
+            done.dry.extend(is_dry.then_some(*host));
         }
         if batch.alone {
             done.alone = self.lease_alone(&mut done.applied)?;
@@ -129,24 +137,58 @@ impl Rows {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let select =
-            "SELECT id FROM accounts WHERE listed = 1 AND state = 0 AND web = ?1 AND alone = 0
-                      ORDER BY id LIMIT ?2";
-        let ids: Vec<i64> = self.select(select, params![web, limit(count)], |row| row.get(0))?;
+        let ids = self.in_turn(Queue::Unresolved { web }, count)?;
         self.lease_each(&ids, &Event::LeasedToResolve, applied)
     }
 
+    /// The next accounts of a queue: those behind the last one that was leased, then from the beginning. One that comes back
+    /// again and again, refused each time, thus takes no other's turn.
+    fn in_turn(&mut self, queue: Queue, count: usize) -> Result<Vec<i64>, StoreError> {
+        let (select, key) = match queue {
+            Queue::Unresolved { web } => (
+                "SELECT id FROM accounts WHERE listed = 1 AND state = 0 AND web = ?1 AND alone = 0
+                     AND id > ?2 AND id <= ?3 ORDER BY id LIMIT ?4",
+                i64::from(web),
+            ),
+            Queue::Host(host) => (
+                "SELECT id FROM accounts WHERE listed = 1 AND state = 2 AND host = ?1 AND alone = 0
+                     AND id > ?2 AND id <= ?3 ORDER BY id LIMIT ?4",
+                host,
+            ),
+        };
+        let last = self.turns.get(&queue).copied().unwrap_or(0);
+        let behind = params![key, last, i64::MAX, limit(count)];
+        let mut ids: Vec<i64> = self.select(select, behind, |row| row.get(0))?;
+        if ids.len() < count && last > 0 {
+            let before = params![key, 0, last, limit(count - ids.len())];
+            ids.extend(self.select(select, before, |row| row.get::<_, i64>(0))?);
+        }
+        if let Some(last) = ids.last() {
+            self.turns.insert(queue, *last);
+        }
+        Ok(ids)
+    }
+
+    /// Leases so many ready accounts of a host; an identity that outlived the cache sends its account back to be resolved, and
+    /// the next one is tried. Says whether nothing else is ready there.
     fn lease_ready(
         &mut self,
         host: i64,
         count: usize,
         applied: &mut Vec<Applied>,
-    ) -> Result<Vec<Leased>, StoreError> {
-        let select =
-            "SELECT id FROM accounts WHERE listed = 1 AND state = 2 AND host = ?1 AND alone = 0
-                      ORDER BY id LIMIT ?2";
-        let ids: Vec<i64> = self.select(select, params![host, limit(count)], |row| row.get(0))?;
-        self.lease_each(&ids, &Event::LeasedToFetch { alone: false }, applied)
+    ) -> Result<(Vec<Leased>, bool), StoreError> {
+        let (mut leased, mut tried) = (Vec::new(), 0);
+        while leased.len() < count && tried < count + OUTLIVED_MAX {
+            let wanted = count - leased.len();
+            let ids = self.in_turn(Queue::Host(host), wanted)?;
+            let event = Event::LeasedToFetch { alone: false };
+            leased.extend(self.lease_each(&ids, &event, applied)?);
+            if ids.len() < wanted {
+                return Ok((leased, true));
+            }
+            tried += ids.len();
+        }
+        Ok((leased, false))
     }
 
     fn lease_alone(
@@ -251,17 +293,29 @@ impl Rows {
         Ok(())
     }
 
-    /// Hosts with ready accounts or a silence.
+    /// Hosts where something is to be fetched, now or later, or that have a silence.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn host_rows(&self) -> Result<Vec<HostRow>, StoreError> {
-        let select = "SELECT id, name, silence_ms, (SELECT count(*) FROM accounts
-                          WHERE listed = 1 AND state = 2 AND host = hosts.id AND alone = 0) AS ready
-                      FROM hosts WHERE ready > 0 OR silence_ms > 0";
+        // Each part by an index of its own: the table itself is never scanned.
+        let select = "WITH later AS (
+                          SELECT host FROM accounts WHERE listed = 1 AND state = 4 AND host IS NOT NULL
+                          UNION ALL
+                          SELECT host FROM accounts WHERE listed = 1 AND state IN (1, 3) AND state = 3),
+                      counted AS (SELECT host, count(*) AS n FROM later GROUP BY host)
+                      SELECT id, name, silence_ms,
+                          (SELECT count(*) FROM accounts
+                           WHERE listed = 1 AND state = 2 AND host = hosts.id AND alone = 0) AS ready,
+                          (SELECT count(*) FROM accounts
+                           WHERE listed = 1 AND state = 2 AND host = hosts.id AND alone = 1)
+                              + ifnull(counted.n, 0) AS others
+                      FROM hosts LEFT JOIN counted ON counted.host = hosts.id
+                      WHERE ready > 0 OR others > 0 OR silence_ms > 0";
         self.select(select, [], |row| {
-            let ready = row.get::<_, i64>(3)?.cast_unsigned();
-            Ok(HostRow { id: row.get(0)?, name: row.get(1)?, silence_ms: row.get(2)?, ready })
+            let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
+            let (id, name, silence_ms) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(HostRow { id, name, silence_ms, ready: number(3)?, others: number(4)? })
         })
     }
 }

@@ -17,7 +17,6 @@ const WEB_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whom resolutions ask.
 pub struct Directories {
-    plc_limits: PaceLimits,
     web_limits: PaceLimits,
     plc: HostPace,
     /// When the PLC directory may be asked next, if it was refused a turn.
@@ -30,12 +29,12 @@ impl Directories {
     #[must_use]
     pub fn new(plc_limits: PaceLimits, web_limits: PaceLimits, now: Instant) -> Self {
         let plc = HostPace::new(plc_limits, now);
-        Self { plc_limits, web_limits, plc, plc_at: None, web: HashMap::new() }
+        Self { web_limits, plc, plc_at: None, web: HashMap::new() }
     }
 
     /// New numbers.
     pub fn set_limits(&mut self, plc_limits: PaceLimits, web_limits: PaceLimits) {
-        (self.plc_limits, self.web_limits) = (plc_limits, web_limits);
+        self.web_limits = web_limits;
         self.plc.set_limits(plc_limits);
         self.web.values_mut().for_each(|pace| pace.set_limits(web_limits));
     }
@@ -62,7 +61,7 @@ impl Directories {
         self.plc.note(signal, now, chance);
         let over = self.plc.patience_over(now);
         if over.is_some() {
-            self.plc = HostPace::new(self.plc_limits, now);
+            self.plc.renew_patience();
         }
         over
     }
@@ -97,6 +96,12 @@ impl Directories {
     #[must_use]
     pub fn plc_at(&self) -> Option<Instant> {
         self.plc_at
+    }
+
+    /// Whether the PLC directory is not to be asked before some later time.
+    #[must_use]
+    pub fn plc_holds(&self, now: Instant) -> bool {
+        self.plc.resume_at(now).is_some()
     }
 
     /// Whether the PLC directory refuses or is away.

@@ -44,6 +44,8 @@ struct Entry {
     ready: u64,
     /// Of these, picked and not yet leased.
     picked: u64,
+    /// All that is still to be fetched there: ready, alone or not, being fetched, waiting for a retry.
+    left: u64,
     last_turn: u64,
     place: Place,
     counted: u64,
@@ -95,10 +97,14 @@ impl Hosts {
 
     /// Takes a host as the ledger knows it.
     pub fn know(&mut self, row: HostRow, now: Instant) {
+        let is_new = !self.entries.contains_key(&row.id);
         let entry = self.entry(row.id, &row.name, now);
-        (entry.ready, entry.picked) = (row.ready, 0);
-        entry.carried = Duration::from_millis(row.silence_ms.max(0).cast_unsigned());
-        entry.saved_ms = row.silence_ms;
+        (entry.ready, entry.left) = (row.ready, row.ready + row.others);
+        if is_new {
+            // Of a host in hand the ledger knows nothing that its pace does not know better.
+            entry.carried = Duration::from_millis(row.silence_ms.max(0).cast_unsigned());
+            entry.saved_ms = row.silence_ms;
+        }
         self.settle(row.id, now);
     }
 
@@ -107,7 +113,7 @@ impl Hosts {
         let ids: Vec<i64> = self.entries.keys().copied().collect();
         for id in ids {
             if let Some(entry) = self.entries.get_mut(&id) {
-                entry.ready = 0;
+                (entry.ready, entry.left) = (0, 0);
             }
             self.settle(id, now);
         }
@@ -121,6 +127,7 @@ impl Hosts {
 
     /// Counts an account that moved.
     pub fn moved(&mut self, applied: &Applied, now: Instant) {
+        self.count_left(applied, now);
         let ready_at = |place: &AccountPlace| {
             place.host.filter(|_| place.state == State::Ready && !place.alone && applied.listed)
         };
@@ -171,15 +178,22 @@ impl Hosts {
         self.entry(id, name, now).pace.take(now)
     }
 
-    /// Of `asked` picks of a host, `got` became leases; the other permits go back, and nothing else is ready there.
-    pub fn leased(&mut self, id: i64, asked: u64, got: u64, now: Instant) {
+    /// Of `asked` picks of a host, `got` became leases; the other permits go back. If it `is_dry`, nothing else is ready there.
+    pub fn leased(&mut self, id: i64, asked: u64, got: u64, is_dry: bool, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.picked = entry.picked.saturating_sub(asked);
-        for _ in got..asked {
-            entry.pace.give_back();
+        (got..asked).for_each(|_| entry.pace.give_back());
+        if is_dry {
             entry.ready = 0;
         }
         self.settle(id, now);
+    }
+
+    /// A request beside the turns: the next turn comes as much later.
+    pub fn spend(&mut self, id: i64, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.pace.spend(now);
+        }
     }
 
     /// A host said something; gives what it last did if its patience is over now.
@@ -207,8 +221,9 @@ impl Hosts {
             _ => {}
         }
         if over.is_some() {
-            // Should it be tried again, by the operator's order, it begins with new patience.
-            entry.pace = HostPace::new(self.limits, now);
+            // Should it be tried again, by the operator's order, it begins with new patience; what it refused or how its
+            // circuit stands is not forgotten, nor are the permits that are out.
+            entry.pace.renew_patience();
             entry.carried = Duration::ZERO;
         }
         self.settle(id, now);
@@ -229,10 +244,23 @@ impl Hosts {
         self.entries.get(&id).and_then(|entry| entry.usable_ms)
     }
 
-    /// Ready accounts of a host.
+    /// An account of a host is exported.
+    pub fn sealed(&mut self, id: i64) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.left = entry.left.saturating_sub(1);
+        }
+    }
+
+    /// Accounts that are still to be fetched from a host, those that are being fetched among them.
     #[must_use]
-    pub fn ready(&self, id: i64) -> u64 {
-        self.entries.get(&id).map_or(0, |entry| entry.ready)
+    pub fn left(&self, id: i64) -> u64 {
+        self.entries.get(&id).map_or(0, |entry| entry.left)
+    }
+
+    /// Whether a host is not to be asked before some later time.
+    #[must_use]
+    pub fn waits(&self, id: i64, now: Instant) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.pace.resume_at(now).is_some())
     }
 
     /// Ready accounts that count against resolving more: at most 100 a host, none of a host that waits.
@@ -271,7 +299,8 @@ impl Hosts {
     /// Drops hosts with nothing left to do or to remember.
     pub fn drop_idle(&mut self, now: Instant) {
         self.entries.retain(|_, entry| {
-            entry.place != Place::Away || !entry.pace.is_idle(now) || entry.saved_ms != 0
+            let is_needed = entry.place != Place::Away || entry.left > 0;
+            is_needed || !entry.pace.is_idle(now) || entry.saved_ms != 0
         });
     }
 
@@ -297,6 +326,7 @@ impl Hosts {
             pace: HostPace::new(limits, now),
             ready: 0,
             picked: 0,
+            left: 0,
             last_turn: 0,
             place: Place::Away,
             counted: 0,
@@ -304,6 +334,23 @@ impl Hosts {
             carried: Duration::ZERO,
             saved_ms: 0,
         })
+    }
+
+    fn count_left(&mut self, applied: &Applied, now: Instant) {
+        let is_left = |place: &AccountPlace| {
+            matches!(place.state, State::Ready | State::Fetching | State::RetryAt(_))
+        };
+        let at = |place: &AccountPlace| place.host.filter(|_| is_left(place) && applied.listed);
+        let (before, after) = (at(&applied.before), at(&applied.after));
+        if before == after {
+            return;
+        }
+        if let Some(entry) = before.and_then(|id| self.entries.get_mut(&id)) {
+            entry.left = entry.left.saturating_sub(1);
+        }
+        if let (Some(id), Some(name)) = (after, &applied.host_name) {
+            self.entry(id, name, now).left += 1;
+        }
     }
 
     /// Puts waiting hosts whose time has come among the eligible.

@@ -10,6 +10,7 @@
 //! given back first: what lower stages still do for the old one is exported at most once, by its edition.
 
 pub mod directories;
+pub mod flights;
 pub mod hosts;
 pub mod plan;
 pub mod terms;

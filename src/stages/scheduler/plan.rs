@@ -7,7 +7,7 @@
 //! Invariants: an account is in flight exactly from its lease until its ticket comes back; a permit is taken before its
 //! account is leased; while an account runs alone nothing else is leased.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use crate::actor::ticket::Returned;
@@ -20,12 +20,13 @@ use crate::net::pace::Turn;
 use crate::seed::Chance;
 use crate::stages::messages::{News, Paced, PermitNews, Subject};
 use crate::store::ledger_lists::Counts;
-use crate::store::ledger_rows::RunCounts;
+use crate::store::ledger_rows::{Applied, RunCounts};
 use crate::store::ledger_work::{Batch, Batched, HostRow, Leased};
 
 use super::directories::Directories;
+use super::flights::{Flight, Flights, Way};
 use super::hosts::{HostView, Hosts};
-use super::terms::{Dispatch, Now, PlanLimits, Room};
+use super::terms::{Asked, Dispatch, MayHave, Now, PlanLimits, Room};
 
 /// Ready accounts, counted as `Hosts::counted` does, up to which resolving goes on (DESIGN section 2).
 const READY_MAX: u64 = 10_000;
@@ -42,8 +43,9 @@ pub struct Plan {
     chance: Chance,
     hosts: Hosts,
     directories: Directories,
-    in_flight: HashMap<AccountId, Flight>,
+    in_flight: Flights,
     events: Vec<(AccountId, Event)>,
+    /// Hosts (`None`: the directory) whose patience is over, for the next batch.
     patience: Vec<(Option<i64>, Event)>,
     silences: Vec<(i64, i64)>,
     /// What the batch under way asked for.
@@ -54,30 +56,6 @@ pub struct Plan {
     next_due_ms: Option<i64>,
     is_draining: bool,
     wants_counts: bool,
-}
-
-/// Where an account in flight is.
-#[derive(Clone, Copy, Debug)]
-struct Flight {
-    /// Row of its host, if it is being fetched.
-    host: Option<i64>,
-    runs_alone: bool,
-}
-
-#[derive(Debug, Default)]
-struct Asked {
-    plc: usize,
-    hosts: Vec<(i64, u64)>,
-    probes: Vec<i64>,
-    alone: bool,
-}
-
-/// Where the ledger may have work; set by what happens, cleared by a lease that found less than it asked for.
-#[derive(Clone, Copy, Debug)]
-struct MayHave {
-    plc: bool,
-    web: bool,
-    alone: bool,
 }
 
 impl Plan {
@@ -91,7 +69,7 @@ impl Plan {
             chance,
             hosts,
             directories: Directories::new(limits.directory, limits.host, now.at),
-            in_flight: HashMap::new(),
+            in_flight: Flights::default(),
             events: Vec::new(),
             patience: Vec::new(),
             silences: Vec::new(),
@@ -107,7 +85,7 @@ impl Plan {
 
     /// A ticket came back or told something.
     pub fn returned(&mut self, id: AccountId, returned: Returned<News>) {
-        let Some(flight) = self.in_flight.get(&id).copied() else { return };
+        let Some(flight) = self.in_flight.get(id) else { return };
         let event = match returned {
             Returned::Progress(News::BodyBegun) => {
                 return self.events.push((id, Event::BodyBegun));
@@ -116,17 +94,20 @@ impl Plan {
             Returned::Finished(news) => match news {
                 News::Resolved(identity) => Some(Event::Resolved(identity)),
                 News::Failed(failure) => {
-                    let host_usable_ms = flight.host.and_then(|host| self.hosts.usable_ms(host));
-                    Some(Event::Failed { failure, host_usable_ms })
+                    let usable_ms = flight.host().and_then(|host| self.hosts.usable_ms(host));
+                    Some(flight.failed(failure, usable_ms))
                 }
                 News::TooLargeForNow => Some(Event::TooLargeForNow),
                 News::GivenBack | News::BodyBegun => Some(Event::GivenBack),
-                // The applier tells the ledger.
-                News::Sealed => None,
+                News::Sealed => {
+                    // The applier tells the ledger, and nobody tells us that it moved.
+                    flight.host().into_iter().for_each(|host| self.hosts.sealed(host));
+                    None
+                }
             },
             Returned::Lost { crashed } => Some(Event::Lost { crashed }),
         };
-        self.in_flight.remove(&id);
+        self.in_flight.end(id);
         self.wants_counts = true;
         self.events.extend(event.map(|event| (id, event)));
     }
@@ -156,8 +137,9 @@ impl Plan {
 
     fn end_patience(&mut self, host: Option<i64>, reason: Reason, last_error: LastError) {
         tracing::warn!(%reason, %last_error, "patience is over, what waits there is parked");
-        let event = Event::PatienceEnded { reason, last_error: Some(last_error) };
-        self.patience.push((host, event));
+        let (last_error, detail) = (Some(last_error), String::new());
+        self.patience.push((host, Event::PatienceEnded { reason, last_error, detail }));
+        self.in_flight.patience_ended(host.map_or(Way::Directory, Way::Host));
     }
 
     /// The lists have changed.
@@ -196,8 +178,7 @@ impl Plan {
         };
         self.asked = Asked::default();
         batch.promote = self.next_due_ms.is_some_and(|due_ms| due_ms <= now.wall_ms);
-        let is_alone = self.in_flight.values().any(|flight| flight.runs_alone);
-        if may_begin && !self.is_draining && !is_alone {
+        if may_begin && !self.is_draining && !self.in_flight.has_lone() {
             self.ask_for_resolutions(&mut batch, room.resolver, now);
             self.ask_for_fetches(&mut batch, room.fetcher, now);
             let is_quiet = batch.plc + batch.web + batch.hosts.len() == 0;
@@ -236,8 +217,7 @@ impl Plan {
     }
 
     fn ask_for_fetches(&mut self, batch: &mut Batch, room: usize, now: Now) {
-        let fetching = self.in_flight.values().filter(|flight| flight.host.is_some()).count();
-        let room = room.min(self.limits.batch_size.saturating_sub(fetching));
+        let room = room.min(self.limits.batch_size.saturating_sub(self.in_flight.fetching()));
         for _ in 0..room {
             let Some((host, is_probe)) = self.hosts.pick(now.at) else { break };
             if is_probe {
@@ -254,13 +234,6 @@ impl Plan {
 
     /// A batch has been written: what to send out.
     pub fn batched(&mut self, done: Batched, now: Now) -> Vec<Dispatch> {
-        for applied in &done.applied {
-            self.hosts.moved(applied, now.at);
-            if applied.after.state == State::Queued && !applied.after.alone {
-                (self.may_have.plc, self.may_have.web) = (true, true);
-            }
-            self.may_have.alone |= applied.after.alone;
-        }
         (self.counts, self.run, self.next_due_ms) = (done.counts, done.run, done.next_due_ms);
         let asked = std::mem::take(&mut self.asked);
         let mut out = Vec::new();
@@ -269,8 +242,11 @@ impl Plan {
             self.may_have.plc = false;
         }
         self.may_have.web &= !done.web.is_empty();
+        self.may_have.alone &= !asked.alone || done.alone.is_some();
+        // What moved is looked at last: it may have come back after the leases found nothing.
+        self.moved(&done.applied, now);
         for leased in done.plc {
-            out.extend(self.resolve(leased, Paced::Directory, false));
+            out.extend(self.resolve_plc(leased, now));
         }
         for leased in done.web {
             out.extend(self.resolve_web(leased, false, now));
@@ -279,23 +255,68 @@ impl Plan {
         for (host, leased) in done.fetch {
             *got.entry(host).or_default() += 1;
             let is_probe = asked.probes.contains(&host);
-            out.extend(self.fetch(leased, host, is_probe, false));
+            out.extend(self.fetch_in_turn(leased, host, is_probe, now));
         }
         for (host, count) in asked.hosts {
-            self.hosts.leased(host, count, got.get(&host).copied().unwrap_or(0), now.at);
+            let is_dry = done.dry.contains(&host);
+            let got = got.get(&host).copied().unwrap_or(0);
+            self.hosts.leased(host, count, got, is_dry, now.at);
         }
-        match done.alone {
-            Some((host, leased)) => out.extend(self.alone(host, leased, now)),
-            // A batch that asked for others, and found none, says nothing about those that run alone.
-            None if asked.alone => self.may_have.alone = false,
-            None => {}
+        if let Some((host, leased)) = done.alone {
+            out.extend(self.alone(host, leased, now));
         }
         out
     }
 
+    fn moved(&mut self, applied: &[Applied], now: Now) {
+        let mut queued = HashSet::new();
+        for moved in applied {
+            self.hosts.moved(moved, now.at);
+            if moved.after.state == State::Queued && !moved.after.alone {
+                queued.insert(moved.id);
+            } else {
+                queued.remove(&moved.id);
+            }
+            self.may_have.alone |= moved.after.alone;
+        }
+        if !queued.is_empty() {
+            (self.may_have.plc, self.may_have.web) = (true, true);
+        }
+    }
+
+    /// To the directory, unless it has refused others since this one's permit was taken.
+    fn resolve_plc(&mut self, leased: Leased, now: Now) -> Option<Dispatch> {
+        if self.directories.plc_holds(now.at) {
+            self.directories.give_back_plc();
+            self.events.push((leased.id, Event::GivenBack));
+            return None;
+        }
+        self.resolve(leased, Paced::Directory, false)
+    }
+
+    /// To its host, unless that has refused others since this one's permit was taken.
+    fn fetch_in_turn(
+        &mut self,
+        leased: Leased,
+        host: i64,
+        is_probe: bool,
+        now: Now,
+    ) -> Option<Dispatch> {
+        if self.hosts.waits(host, now.at) {
+            self.hosts.returned(host, now.at);
+            self.events.push((leased.id, Event::GivenBack));
+            return None;
+        }
+        self.fetch(leased, host, is_probe, false, now)
+    }
+
     fn resolve(&mut self, leased: Leased, paced: Paced, runs_alone: bool) -> Option<Dispatch> {
         let did = self.parsed(&leased)?;
-        self.in_flight.insert(leased.id, Flight { host: None, runs_alone });
+        self.begin(
+            leased.id,
+            if paced == Paced::Directory { Way::Directory } else { Way::Web },
+            runs_alone,
+        );
         let (id, wants_earlier_keys) = (leased.id, leased.wants_earlier_keys);
         Some(Dispatch::Resolve { id, did, wants_earlier_keys, paced })
     }
@@ -316,18 +337,29 @@ impl Plan {
         self.events.push((leased.id, Event::NotBefore(at_ms)));
     }
 
+    /// It is out. Patience that ended while its lease was being written ended for it too.
+    fn begin(&mut self, id: AccountId, way: Way, runs_alone: bool) {
+        let is_it = |host: &Option<i64>| host.map_or(Way::Directory, Way::Host) == way;
+        let patience_over = self.patience.iter().any(|(host, _)| is_it(host));
+        self.in_flight.begin(id, Flight { way, runs_alone, patience_over });
+    }
+
     fn fetch(
         &mut self,
         leased: Leased,
         host: i64,
         is_probe: bool,
         runs_alone: bool,
+        now: Now,
     ) -> Option<Dispatch> {
         let (did, id) = (self.parsed(&leased)?, leased.id);
         let identity = leased.identity?;
-        self.in_flight.insert(id, Flight { host: Some(host), runs_alone });
+        self.begin(id, Way::Host(host), runs_alone);
         // When this is the last one there, no other account can show that the host works.
-        let ask_server = is_probe && self.hosts.ready(host) == 0;
+        let ask_server = is_probe && self.hosts.left(host) <= 1;
+        if ask_server {
+            self.hosts.spend(host, now.at);
+        }
         let subject = Subject { did, identity, edition: leased.edition, last_rev: leased.rev };
         Some(Dispatch::Fetch { id, subject, host, ask_server })
     }
@@ -345,7 +377,7 @@ impl Plan {
         };
         let name = leased.identity.as_ref().map_or("", |identity| identity.host.as_str());
         match self.hosts.take(host, name, now.at) {
-            Turn::Go { probe } => self.fetch(leased, host, probe, true),
+            Turn::Go { probe } => self.fetch(leased, host, probe, true, now),
             Turn::At(_) | Turn::Busy => {
                 self.not_before(&leased, ALONE_PAUSE, now);
                 None
@@ -374,7 +406,9 @@ impl Plan {
             now.at + Duration::from_millis(wait_ms)
         });
         let directory = self.directories.plc_at().filter(|_| self.may_have.plc);
-        [due, self.hosts.next_at(), directory].into_iter().flatten().min()
+        // What is over already waits for a place or an answer, not for time, and must not hide what does.
+        let times = [due, self.hosts.next_at(), directory];
+        times.into_iter().flatten().filter(|at| *at > now.at).min()
     }
 
     /// Accounts in flight.

@@ -61,3 +61,27 @@ pub enum Dispatch {
         ask_server: bool,
     },
 }
+
+/// What the batch under way asked for.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// Accounts of `did:plc` to be resolved.
+    pub plc: usize,
+    /// Hosts and how many of their accounts.
+    pub hosts: Vec<(i64, u64)>,
+    /// Those of them whose circuits are probed.
+    pub probes: Vec<i64>,
+    /// One that runs alone.
+    pub alone: bool,
+}
+
+/// Where the ledger may have work; set by what happens, cleared by a lease that found less than it asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct MayHave {
+    /// Queued accounts of `did:plc`.
+    pub plc: bool,
+    /// Queued accounts of `did:web`.
+    pub web: bool,
+    /// Accounts that run alone.
+    pub alone: bool,
+}

@@ -1,0 +1,287 @@
+//! The scheduler's mind in virtual time, with a ledger, a directory and hosts that are only told about.
+//!
+//! It does what the actor does: one batch with the ledger at a time, a pump after everything that happens, one timer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use skyfill::actor::ticket::Returned;
+use skyfill::clock::Instant;
+use skyfill::domain::account::AccountId;
+use skyfill::domain::verdict::{Cause, Failure, HostSignal, LastError, RateWindow};
+use skyfill::net::pace::PaceLimits;
+use skyfill::seed::Chance;
+use skyfill::stages::messages::{News, Paced, PermitNews};
+use skyfill::stages::scheduler::plan::Plan;
+use skyfill::stages::scheduler::terms::{Dispatch, Now, PlanLimits, Room};
+use skyfill::store::ledger_work::Batched;
+
+use crate::books::{Books, identity, number_of};
+
+/// Ledger time at the start.
+pub const BEGIN_MS: i64 = 1_727_395_200_000;
+
+/// How long the ledger takes for a batch.
+const LEDGER: Duration = Duration::from_millis(3);
+
+/// How long the directory takes.
+const DIRECTORY: Duration = Duration::from_millis(100);
+
+/// Places in the resolver's mailbox.
+const RESOLVER: usize = 64;
+
+/// What a host does with one request.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// What it shows of itself, and when.
+    pub signal: HostSignal,
+    pub said_after: Duration,
+    /// When the request is over.
+    pub takes: Duration,
+    /// What it means for the account; `None`: its repository is good.
+    pub failure: Option<(Cause, LastError)>,
+}
+
+impl Reply {
+    /// A good repository within 0.3 s.
+    pub fn good() -> Self {
+        Self::slow(Duration::from_millis(300))
+    }
+
+    /// A good repository within `takes`, its first byte after a third of that or 0.1 s.
+    pub fn slow(takes: Duration) -> Self {
+        let said_after = (takes / 3).min(Duration::from_millis(100));
+        let signal = HostSignal::Usable(RateWindow::default());
+        Self { signal, said_after, takes, failure: None }
+    }
+
+    pub fn fault(after: Duration) -> Self {
+        let (signal, failure) = (HostSignal::Fault(LastError::Http5xx), Cause::HostFault);
+        let failure = Some((failure, LastError::Http5xx));
+        Self { signal, said_after: after, takes: after, failure }
+    }
+
+    pub fn refused(wait: Option<Duration>) -> Self {
+        let failure = Some((Cause::RateLimited, LastError::RateLimited));
+        let after = Duration::from_millis(50);
+        Self { signal: HostSignal::Refused(wait), said_after: after, takes: after, failure }
+    }
+}
+
+/// What host `.0` does at `.1` with account `.2`.
+pub type Behaviour = Box<dyn Fn(usize, Duration, AccountId) -> Reply>;
+
+enum Happening {
+    Said(Paced, HostSignal),
+    /// An account, whose permit comes back, what became of it, and its host's number if it was fetched.
+    Back(AccountId, Paced, News, Option<usize>),
+    Written(Box<Batched>),
+    Wake,
+    Housekeeping,
+}
+
+/// See the header.
+pub struct Simulation<B> {
+    pub plan: Plan,
+    pub books: B,
+    /// Home host of each account, by ledger row.
+    homes: Vec<usize>,
+    behaviour: Behaviour,
+    /// How every host answers when it is asked how it is.
+    pub server: Reply,
+    begun: Instant,
+    /// Time since then.
+    pub now: Duration,
+    agenda: BTreeMap<(Duration, u64), Happening>,
+    number: u64,
+    is_writing: bool,
+    timer: Option<Duration>,
+    resolving: usize,
+    fetching: usize,
+    concurrency: usize,
+    /// Times at which each host was asked.
+    pub asked: Vec<Vec<Duration>>,
+    /// Times at which the directory was asked.
+    pub directory_asked: Vec<Duration>,
+    /// How often hosts were asked how they are.
+    pub servers_asked: u64,
+    open: Vec<usize>,
+    /// Most requests that were out at once, at each host.
+    pub open_max: Vec<usize>,
+    /// When the last repository of each host was done, and how many were.
+    pub done: Vec<(Duration, u64)>,
+}
+
+pub fn limits(patience: Duration) -> PlanLimits {
+    PlanLimits {
+        host: PaceLimits { requests_per_second: 9.0, concurrency: 4, patience },
+        directory: PaceLimits { requests_per_second: 10.0, concurrency: 32, patience },
+        batch_size: 256,
+    }
+}
+
+impl<B: Books> Simulation<B> {
+    /// Accounts with these homes, as `books` knows them; `homes[0]` is the account with ledger row 0.
+    pub fn new(mut books: B, homes: Vec<usize>, limits: PlanLimits, behaviour: Behaviour) -> Self {
+        let begun = Instant::now();
+        let hosts = homes.iter().max().map_or(0, |last| last + 1);
+        let now = Now { at: begun, wall_ms: BEGIN_MS };
+        let plan = Plan::new(limits, Chance::seeded(4), books.host_rows(), now);
+        let mut simulation = Self {
+            plan,
+            books,
+            homes,
+            behaviour,
+            server: Reply::slow(Duration::from_millis(100)),
+            begun,
+            now: Duration::ZERO,
+            agenda: BTreeMap::new(),
+            number: 0,
+            is_writing: false,
+            timer: None,
+            resolving: 0,
+            fetching: 0,
+            concurrency: 256,
+            asked: vec![Vec::new(); hosts],
+            directory_asked: Vec::new(),
+            servers_asked: 0,
+            open: vec![0; hosts],
+            open_max: vec![0; hosts],
+            done: vec![(Duration::ZERO, 0); hosts],
+        };
+        simulation.at(Duration::ZERO, Happening::Wake);
+        simulation.at(Duration::from_secs(1), Happening::Housekeeping);
+        simulation
+    }
+
+    /// Time of the day.
+    fn time(&self) -> Now {
+        let wall_ms = BEGIN_MS + i64::try_from(self.now.as_millis()).unwrap();
+        Now { at: self.begun + self.now, wall_ms }
+    }
+
+    fn at(&mut self, after: Duration, happening: Happening) {
+        self.number += 1;
+        self.agenda.insert((self.now + after, self.number), happening);
+    }
+
+    /// Goes on until `is_enough`, or until nothing is left to do; fails if that takes longer than `patience`.
+    pub fn run(&mut self, patience: Duration, is_enough: impl Fn(&Self) -> bool) {
+        while !self.is_finished() && !is_enough(self) {
+            let ((at, _), happening) = self.agenda.pop_first().expect("housekeeping never ends");
+            assert!(at <= patience, "still at it after {at:?}: {:?}", self.plan.counts());
+            self.now = at.max(self.now);
+            self.happen(happening);
+            self.pump();
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        !self.is_writing && self.plan.is_finished()
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let time = self.time();
+        match happening {
+            Happening::Said(paced, signal) => {
+                self.plan.permit(&paced, PermitNews::Said(signal), time);
+            }
+            Happening::Back(id, paced, news, host) => {
+                self.plan.permit(&paced, PermitNews::Returned, time);
+                match host {
+                    Some(host) => {
+                        self.fetching -= 1;
+                        self.open[host] -= 1;
+                        if news == News::Sealed {
+                            self.done[host] = (self.now, self.done[host].1 + 1);
+                            self.books.exported(id, time.wall_ms);
+                        }
+                    }
+                    None => self.resolving -= 1,
+                }
+                self.plan.returned(id, Returned::Finished(news));
+            }
+            Happening::Written(done) => {
+                self.is_writing = false;
+                for dispatch in self.plan.batched(*done, time) {
+                    self.send(dispatch);
+                }
+            }
+            Happening::Wake => self.timer = self.timer.filter(|at| *at > self.now),
+            Happening::Housekeeping => {
+                self.plan.tidy(time);
+                self.at(Duration::from_secs(1), Happening::Housekeeping);
+            }
+        }
+    }
+
+    fn send(&mut self, dispatch: Dispatch) {
+        match dispatch {
+            Dispatch::Resolve { id, paced, .. } => {
+                self.resolving += 1;
+                self.directory_asked.push(self.now);
+                let home = self.homes[usize::try_from(id.0).unwrap()];
+                let signal = HostSignal::Usable(RateWindow::default());
+                self.at(DIRECTORY, Happening::Said(paced.clone(), signal));
+                let news = News::Resolved(identity(home));
+                self.at(DIRECTORY, Happening::Back(id, paced, news, None));
+            }
+            Dispatch::Fetch { id, host: row, ask_server, subject } => {
+                let host = number_of(&subject.identity.host);
+                self.fetching += 1;
+                self.open[host] += 1;
+                self.open_max[host] = self.open_max[host].max(self.open[host]);
+                self.asked[host].push(self.now);
+                let (mut waited, mut reply) = (Duration::ZERO, None);
+                if ask_server {
+                    self.servers_asked += 1;
+                    waited = self.server.takes;
+                    self.at(waited, Happening::Said(Paced::Host(row), self.server.signal));
+                    reply = self.server.failure.is_some().then(|| self.server.clone());
+                }
+                if ask_server && reply.is_none() {
+                    self.asked[host].push(self.now + waited);
+                }
+                let reply = reply.unwrap_or_else(|| (self.behaviour)(host, self.now, id));
+                let news = match reply.failure {
+                    Some((cause, error)) => News::Failed(Failure::new(cause, Some(error), "told")),
+                    None => News::Sealed,
+                };
+                self.at(waited + reply.said_after, Happening::Said(Paced::Host(row), reply.signal));
+                let back = Happening::Back(id, Paced::Host(row), news, Some(host));
+                self.at(waited + reply.takes, back);
+            }
+        }
+    }
+
+    fn pump(&mut self) {
+        let time = self.time();
+        if !self.is_writing {
+            let resolver = RESOLVER - self.resolving;
+            let fetcher = self.concurrency - self.fetching;
+            if let Some(batch) = self.plan.next_batch(Room { resolver, fetcher }, true, time) {
+                self.is_writing = true;
+                let done = self.books.run(&batch, time.wall_ms);
+                self.at(LEDGER, Happening::Written(Box::new(done)));
+            }
+        }
+        let Some(at) = self.plan.wake_at(time) else { return };
+        let at = at - self.begun;
+        if self.timer.is_none_or(|set| at < set) {
+            self.timer = Some(at);
+            self.at(at - self.now, Happening::Wake);
+        }
+    }
+}
+
+/// The largest number of `times` within any span of `span`.
+pub fn most_within(times: &[Duration], span: Duration) -> usize {
+    let (mut first, mut most) = (0, 0);
+    for (last, time) in times.iter().enumerate() {
+        while *time - times[first] >= span {
+            first += 1;
+        }
+        most = most.max(last + 1 - first);
+    }
+    most
+}

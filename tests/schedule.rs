@@ -134,6 +134,9 @@ fn with_a_cold_cache_and_a_fast_directory_the_largest_host_decides() {
     assert!(ideal > 60_000.0 / 200.0 && took <= ideal * 1.05, "{took} s instead of {ideal} s");
 }
 
+/// A way to be sick, and its name.
+type Kind = (&'static str, fn() -> Reply);
+
 #[test]
 fn no_sick_host_slows_a_healthy_one() {
     const SICK: usize = 1;
@@ -150,7 +153,7 @@ fn no_sick_host_slows_a_healthy_one() {
         simulation
     };
     let healthy = ends(all_good());
-    let kinds: [(&str, fn() -> Reply); 6] = [
+    let kinds: [Kind; 6] = [
         ("always 500", || Reply::fault(Duration::from_millis(20))),
         ("no first byte", || Reply::fault(30 * SECOND)),
         ("429 without a wait", || Reply::refused(None)),
@@ -246,9 +249,8 @@ fn identities_that_outlive_the_cache_are_resolved_again_and_nobody_is_forgotten(
     // The same for a process that finds everything resolved long ago.
     let folder = tempfile::tempdir().unwrap();
     let (mut books, homes) = on_disk(&folder, &homes[1..], young);
-    for id in 1..=300 {
-        let events = [Event::LeasedToResolve, Event::Resolved(books::identity(homes[id]))];
-        for event in events {
+    for (id, home) in homes.iter().enumerate().skip(1) {
+        for event in [Event::LeasedToResolve, Event::Resolved(books::identity(*home))] {
             let id = AccountId(id as i64);
             books.rows.transaction(|rows| rows.apply(id, event)).unwrap();
         }

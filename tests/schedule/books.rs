@@ -37,7 +37,7 @@ pub fn did(number: usize) -> String {
 pub fn identity(host: usize) -> Identity {
     let name = format!("h{host}.example");
     let endpoint = format!("https://{name}");
-    Identity { endpoint, host: name, key: String::new(), handle: None }
+    Identity { endpoint, host: name, key: String::new(), earlier_keys: Vec::new(), handle: None }
 }
 
 /// In memory: rules and order as in the rows, without SQL.
@@ -141,7 +141,14 @@ impl Memory {
         let at = usize::try_from(id).unwrap();
         let identity = self.accounts[at].identity.clone().filter(|_| is_fetch);
         let (id, did) = (AccountId(id), did(at));
-        is_leased.then_some(Leased { id, did, identity, edition: 0, rev: None })
+        is_leased.then_some(Leased {
+            id,
+            did,
+            identity,
+            edition: 0,
+            rev: None,
+            wants_earlier_keys: false,
+        })
     }
 }
 

@@ -110,3 +110,75 @@ impl Directories {
         self.plc.state(now) != HostState::Working
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::verdict::RateWindow;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn directories() -> (Directories, Instant) {
+        let now = Clock::system().now();
+        let limits = |concurrency| PaceLimits {
+            requests_per_second: 10.0,
+            concurrency,
+            patience: Duration::from_secs(100),
+        };
+        (Directories::new(limits(32), limits(1), now), now)
+    }
+
+    #[test]
+    fn the_directory_is_asked_at_its_pace_and_says_when_it_may_be_asked_next() {
+        let (mut directories, now) = directories();
+        assert!(directories.take_plc(now) && directories.plc_at().is_none());
+        assert!(!directories.take_plc(now));
+        let next = directories.plc_at().unwrap();
+        assert!(next > now && next < now + SECOND / 9);
+        assert!(directories.take_plc(next) && directories.plc_at().is_none());
+    }
+
+    #[test]
+    fn it_waits_when_it_refuses_and_its_patience_ends_with_its_circuit_as_it_was() {
+        let (mut directories, now) = directories();
+        let chance = Chance::seeded(1);
+        let refused = HostSignal::Refused(Some(20 * SECOND));
+        assert!(directories.take_plc(now));
+        assert_eq!(directories.plc_said(&refused, now, &chance), None);
+        directories.give_back_plc();
+        assert!(directories.plc_holds(now) && directories.plc_waits(now));
+        assert!(!directories.take_plc(now + SECOND) && !directories.plc_holds(now + 23 * SECOND));
+        let fault = HostSignal::Fault(LastError::Http5xx);
+        for second in [30, 60, 99] {
+            assert_eq!(directories.plc_said(&fault, now + second * SECOND, &chance), None);
+        }
+        let over = directories.plc_said(&fault, now + 101 * SECOND, &chance);
+        assert_eq!(over, Some(LastError::Http5xx));
+        assert!(directories.plc_waits(now + 102 * SECOND), "its circuit is open");
+        assert_eq!(directories.plc_said(&fault, now + 103 * SECOND, &chance), None, "anew");
+        let usable = HostSignal::Usable(RateWindow::default());
+        directories.plc_said(&usable, now + 104 * SECOND, &chance);
+        assert!(!directories.plc_waits(now + 104 * SECOND));
+    }
+
+    #[test]
+    fn each_web_host_has_a_pace_of_its_own_and_the_table_stays_bounded() {
+        let (mut directories, now) = directories();
+        let chance = Chance::seeded(1);
+        assert!(directories.take_web("a.example", now).is_ok());
+        assert!(directories.take_web("a.example", now).is_err(), "one at a time");
+        assert!(directories.take_web("b.example", now).is_ok());
+        let refused = PermitNews::Said(HostSignal::Refused(Some(40 * SECOND)));
+        directories.web_news("a.example", &refused, now, &chance);
+        directories.web_news("a.example", &PermitNews::Returned, now, &chance);
+        let wait = directories.take_web("a.example", now + SECOND).unwrap_err();
+        assert!(wait >= 39 * SECOND && wait <= 43 * SECOND, "{wait:?}");
+        for number in 0..20_000 {
+            let (name, at) = (format!("h{number}.example"), now + number * SECOND);
+            assert!(directories.take_web(&name, at).is_ok());
+            directories.web_news(&name, &PermitNews::Returned, at, &chance);
+        }
+        assert!(directories.web.len() <= WEB_HOSTS_MAX);
+    }
+}

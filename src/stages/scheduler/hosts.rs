@@ -413,3 +413,148 @@ impl Entry {
         self.carried + self.pace.silence(now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::account::AccountId;
+    use crate::domain::ledger::Effect;
+    use crate::domain::verdict::RateWindow;
+
+    const PATIENCE: Duration = Duration::from_secs(3_600);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn hosts(backlogs: &[u64]) -> (Hosts, Instant) {
+        let (now, pace) = (
+            Clock::system().now(),
+            PaceLimits { requests_per_second: 10.0, concurrency: 2, patience: PATIENCE },
+        );
+        let mut hosts = Hosts::new(pace);
+        for (id, ready) in backlogs.iter().enumerate() {
+            hosts.know(row(id as i64, *ready, 0), now);
+        }
+        (hosts, now)
+    }
+
+    fn row(id: i64, ready: u64, silence_ms: i64) -> HostRow {
+        HostRow { id, name: format!("h{id}"), ready, others: 0, silence_ms }
+    }
+
+    fn moved(id: i64, before: State, after: State) -> Applied {
+        let place = |state| AccountPlace { state, host: Some(id), alone: false };
+        let (id, effect) = (AccountId(1), Effect::Moved);
+        let host_name = Some("h".to_owned());
+        Applied { id, listed: true, effect, before: place(before), after: place(after), host_name }
+    }
+
+    fn said(hosts: &mut Hosts, id: i64, signal: &HostSignal, now: Instant) -> Option<LastError> {
+        hosts.said(id, signal, now, 1, &Chance::seeded(1))
+    }
+
+    #[test]
+    fn the_largest_backlog_has_every_second_pick_and_the_others_take_turns() {
+        let (mut hosts, mut now) = hosts(&[5, 500, 50, 5, 5]);
+        let mut picked = Vec::new();
+        for _ in 0..12 {
+            now += SECOND;
+            let (id, is_probe) = hosts.pick(now).unwrap();
+            assert!(!is_probe);
+            picked.push(id);
+            hosts.leased(id, 1, 1, false, now);
+            hosts.returned(id, now);
+        }
+        assert_eq!(
+            picked.iter().skip(1).step_by(2).filter(|id| **id == 1).count(),
+            6,
+            "{picked:?}"
+        );
+        let between: Vec<i64> = picked.iter().copied().step_by(2).collect();
+        assert_eq!(between, [1, 2, 0, 3, 4, 2], "first the largest, then whoever waited longest");
+    }
+
+    #[test]
+    fn a_host_is_picked_at_its_pace_and_not_beyond_its_places_or_its_backlog() {
+        let (mut hosts, now) = hosts(&[3]);
+        assert_eq!(hosts.pick(now), Some((0, false)));
+        assert_eq!(hosts.pick(now), None, "its next turn comes later");
+        let next = hosts.next_at().unwrap();
+        assert!(next > now && next <= now + SECOND / 9);
+        assert_eq!(hosts.pick(next), Some((0, false)));
+        assert_eq!(hosts.pick(next + SECOND), None, "two places");
+        assert_eq!(hosts.next_at(), None, "only an answer frees one");
+        hosts.leased(0, 2, 2, false, next + SECOND);
+        for _ in 0..2 {
+            hosts.moved(&moved(0, State::Ready, State::Fetching), next + SECOND);
+        }
+        hosts.returned(0, next + SECOND);
+        assert_eq!(hosts.pick(next + 2 * SECOND), Some((0, false)));
+        hosts.returned(0, next + 2 * SECOND);
+        assert_eq!(hosts.pick(next + 3 * SECOND), None, "one was ready, and it is picked");
+        assert_eq!(hosts.left(0), 3);
+    }
+
+    #[test]
+    fn a_lease_that_finds_less_ends_a_backlog_only_if_nothing_is_there() {
+        let (mut hosts, now) = hosts(&[7, 7]);
+        hosts.leased(0, 1, 0, false, now);
+        hosts.leased(1, 1, 0, true, now);
+        let queued = |hosts: &Hosts, name: &str| {
+            hosts.views(now).into_iter().find(|view| view.name == name).unwrap().queued
+        };
+        assert_eq!((queued(&hosts, "h0"), queued(&hosts, "h1")), (7, 0));
+    }
+
+    #[test]
+    fn a_backlog_counts_up_to_a_hundred_and_not_while_its_host_waits() {
+        let (mut hosts, now) = hosts(&[5_000, 30]);
+        assert_eq!(hosts.counted(), 130);
+        hosts.pick(now).unwrap();
+        said(&mut hosts, 0, &HostSignal::Refused(Some(60 * SECOND)), now);
+        hosts.returned(0, now);
+        assert_eq!(hosts.counted(), 30);
+        assert!(hosts.waits(0, now) && !hosts.waits(1, now));
+        assert!(hosts.has_eligible(now + 70 * SECOND));
+        assert_eq!(hosts.counted(), 130);
+    }
+
+    #[test]
+    fn silence_goes_on_over_restarts_counts_once_and_ends_with_an_answer() {
+        let (mut hosts, now) = hosts(&[]);
+        let almost = PATIENCE - 10 * SECOND;
+        hosts.know(row(3, 2, i64::try_from(almost.as_millis()).unwrap()), now);
+        let fault = HostSignal::Fault(LastError::Connect);
+        assert_eq!(said(&mut hosts, 3, &fault, now), None);
+        // The lists are read again: what the ledger knows of the silence is not added a second time.
+        hosts.know(row(3, 2, i64::try_from(PATIENCE.as_millis()).unwrap()), now);
+        assert_eq!(said(&mut hosts, 3, &fault, now + 5 * SECOND), None);
+        let over = said(&mut hosts, 3, &fault, now + 11 * SECOND);
+        assert_eq!(over, Some(LastError::Connect));
+        assert_eq!(said(&mut hosts, 3, &fault, now + 12 * SECOND), None, "patience begins anew");
+        assert!(hosts.waits(3, now + 13 * SECOND), "its circuit is still open");
+        hosts.know(row(4, 1, 120_000), now);
+        assert_eq!(hosts.unsaved_silences(now), [(3, 0)]);
+        said(&mut hosts, 4, &HostSignal::Usable(RateWindow::default()), now);
+        assert_eq!(hosts.unsaved_silences(now), [(4, 0)]);
+    }
+
+    #[test]
+    fn a_host_with_something_left_is_remembered_and_an_idle_one_is_not() {
+        let (mut hosts, now) = hosts(&[1, 1]);
+        let usable = HostSignal::Usable(RateWindow::default());
+        for id in [0, 1] {
+            hosts.pick(now).unwrap();
+            hosts.leased(id, 1, 1, false, now);
+            hosts.moved(&moved(id, State::Ready, State::Fetching), now);
+            said(&mut hosts, id, &usable, now);
+            hosts.returned(id, now);
+        }
+        hosts.moved(&moved(0, State::Fetching, State::RetryAt(5)), now);
+        hosts.sealed(1);
+        hosts.drop_idle(now + SECOND);
+        assert_eq!((hosts.usable_ms(0), hosts.usable_ms(1)), (Some(1), None));
+        assert_eq!((hosts.left(0), hosts.left(1)), (1, 0));
+        hosts.moved(&moved(0, State::RetryAt(5), State::Ready), now);
+        assert_eq!((hosts.left(0), hosts.counted()), (1, 1));
+    }
+}

@@ -312,12 +312,9 @@ impl Plan {
 
     fn resolve(&mut self, leased: Leased, paced: Paced, runs_alone: bool) -> Option<Dispatch> {
         let did = self.parsed(&leased)?;
-        self.begin(
-            leased.id,
-            if paced == Paced::Directory { Way::Directory } else { Way::Web },
-            runs_alone,
-        );
+        let way = if paced == Paced::Directory { Way::Directory } else { Way::Web };
         let (id, wants_earlier_keys) = (leased.id, leased.wants_earlier_keys);
+        self.begin(id, way, runs_alone);
         Some(Dispatch::Resolve { id, did, wants_earlier_keys, paced })
     }
 
@@ -455,27 +452,143 @@ impl Plan {
 mod tests {
     use super::*;
     use crate::clock::Clock;
+    use crate::domain::identity::Identity;
+    use crate::domain::ledger::Effect;
+    use crate::domain::verdict::HostSignal;
     use crate::net::pace::PaceLimits;
+    use crate::store::ledger_rows::Place;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const ROOM: Room = Room { resolver: 32, fetcher: 8 };
+
+    /// A plan over one host with `ready` accounts, and its begin.
+    fn plan(ready: u64) -> (Plan, Now) {
+        let now = Now { at: Clock::system().now(), wall_ms: 1_000_000 };
+        let pace = |patience| PaceLimits { requests_per_second: 10.0, concurrency: 4, patience };
+        let (host, directory) = (pace(100 * SECOND), pace(100 * SECOND));
+        let limits = PlanLimits { host, directory, batch_size: 8 };
+        let row = HostRow { id: 1, name: "h".to_owned(), ready, others: 0, silence_ms: 0 };
+        (Plan::new(limits, Chance::seeded(2), vec![row], now), now)
+    }
+
+    fn leased(id: i64) -> Leased {
+        let identity = Identity {
+            endpoint: "https://h".to_owned(),
+            host: "h".to_owned(),
+            key: String::new(),
+            earlier_keys: Vec::new(),
+            handle: None,
+        };
+        let did = "did:plc:44ybard66vv44zksje25o7dz".to_owned();
+        Leased {
+            id: AccountId(id),
+            did,
+            identity: Some(identity),
+            edition: 0,
+            rev: None,
+            wants_earlier_keys: false,
+        }
+    }
+
+    fn applied(id: i64, before: State, after: State) -> Applied {
+        let place = |state| Place { state, host: Some(1), alone: false };
+        Applied {
+            id: AccountId(id),
+            listed: true,
+            effect: Effect::Moved,
+            before: place(before),
+            after: place(after),
+            host_name: Some("h".to_owned()),
+        }
+    }
+
+    fn fetching(id: i64) -> Batched {
+        let applied = vec![applied(id, State::Ready, State::Fetching)];
+        Batched { applied, fetch: vec![(1, leased(id))], ..Batched::default() }
+    }
+
+    fn said(plan: &mut Plan, paced: &Paced, signal: HostSignal, now: Now) {
+        plan.permit(paced, PermitNews::Said(signal), now);
+    }
+
+    #[test]
+    fn what_was_leased_before_a_refusal_is_not_sent_after_it() {
+        let (mut plan, now) = plan(3);
+        let batch = plan.next_batch(ROOM, true, now).unwrap();
+        assert_eq!((batch.hosts, batch.plc), (vec![(1, 1)], 1));
+        let refused = HostSignal::Refused(Some(60 * SECOND));
+        for paced in [Paced::Host(1), Paced::Directory] {
+            said(&mut plan, &paced, refused, now);
+        }
+        let done = Batched { plc: vec![leased(9)], ..fetching(1) };
+        assert!(plan.batched(done, now).is_empty());
+        assert_eq!(plan.in_flight(), 0);
+        let batch = plan.next_batch(ROOM, true, now).unwrap();
+        let back = |id| (AccountId(id), Event::GivenBack);
+        assert_eq!(batch.events, [back(9), back(1)]);
+        assert!(batch.hosts.is_empty() && batch.plc == 0, "both wait");
+        let wake = plan.wake_at(now).unwrap();
+        assert!(wake >= now.at + 59 * SECOND);
+    }
+
+    #[test]
+    fn patience_that_ends_while_a_lease_is_written_ends_that_account_too() {
+        let (mut plan, now) = plan(2);
+        plan.next_batch(ROOM, true, now).unwrap();
+        let fault = HostSignal::Fault(LastError::Connect);
+        said(&mut plan, &Paced::Host(1), fault, now);
+        let late = Now { at: now.at + 101 * SECOND, ..now };
+        said(&mut plan, &Paced::Host(1), fault, late);
+        let sent = plan.batched(fetching(1), late);
+        assert!(matches!(sent[..], [Dispatch::Fetch { ask_server: false, .. }]));
+        let batch = plan.next_batch(ROOM, true, late).unwrap();
+        assert!(matches!(batch.patience[..], [(Some(1), Event::PatienceEnded { .. })]));
+        plan.batched(Batched::default(), late);
+        let failure = Failure::new(Cause::HostFault, Some(LastError::Connect), "refused");
+        plan.returned(AccountId(1), Returned::Finished(News::Failed(failure)));
+        let batch = plan.next_batch(ROOM, true, late).unwrap();
+        let reason = Reason::HostUnavailable;
+        assert!(
+            matches!(&batch.events[..], [(AccountId(1), Event::PatienceEnded { reason: r, .. })] if *r == reason)
+        );
+    }
+
+    #[test]
+    fn a_batch_that_finds_nobody_queued_looks_again_if_it_made_somebody_queued_itself() {
+        let (mut plan, now) = plan(1);
+        assert_eq!(plan.next_batch(ROOM, true, now).unwrap().plc, 1);
+        let outlived = vec![applied(1, State::Ready, State::Queued)];
+        plan.batched(Batched { applied: outlived, dry: vec![1], ..Batched::default() }, now);
+        let later = Now { at: now.at + SECOND, ..now };
+        assert_eq!(plan.next_batch(ROOM, true, later).unwrap().plc, 1);
+        plan.batched(Batched::default(), later);
+        let batch = plan.next_batch(ROOM, true, Now { at: later.at + SECOND, ..now });
+        assert!(batch.is_none_or(|batch| batch.plc == 0), "now nobody is queued");
+    }
+
+    #[test]
+    fn a_plan_that_drains_begins_nothing_and_times_that_are_over_are_no_alarm() {
+        let (mut plan, now) = plan(5);
+        plan.next_batch(ROOM, true, now).unwrap();
+        plan.batched(fetching(1), now);
+        plan.drain();
+        let later = Now { at: now.at + 10 * SECOND, ..now };
+        let batch = plan.next_batch(ROOM, true, later);
+        assert!(batch.is_none_or(|batch| batch.hosts.is_empty() && batch.plc == 0));
+        assert!(plan.wake_at(later).is_none_or(|at| at > later.at));
+        assert_eq!(plan.in_flight(), 1);
+    }
 
     #[test]
     fn when_only_accounts_that_run_alone_are_left_one_of_them_is_asked_for() {
-        let clock = Clock::fixed(1_000);
-        let now = Now { at: clock.now(), wall_ms: clock.wall_ms() };
-        let pace = PaceLimits {
-            requests_per_second: 10.0,
-            concurrency: 4,
-            patience: Duration::from_secs(60),
-        };
-        let limits = PlanLimits { host: pace, directory: pace, batch_size: 16 };
-        let mut plan = Plan::new(limits, Chance::seeded(1), Vec::new(), now);
-        let room = Room { resolver: 64, fetcher: 8 };
-        let first = plan.next_batch(room, true, now).unwrap();
+        let (mut plan, now) = plan(0);
+        let first = plan.next_batch(ROOM, true, now).unwrap();
         assert!(first.plc > 0 && !first.alone, "others come first");
         // As a restart finds the ledger after kills: nothing but an account that runs alone.
         let left = Counts { queued: 1, ..Counts::default() };
         plan.batched(Batched { counts: left, ..Batched::default() }, now);
-        assert!(plan.next_batch(room, true, now).unwrap().alone);
+        assert!(plan.next_batch(ROOM, true, now).unwrap().alone);
         plan.batched(Batched { counts: left, ..Batched::default() }, now);
-        assert!(plan.next_batch(room, true, now).is_none(), "there was none");
+        assert!(plan.next_batch(ROOM, true, now).is_none(), "there was none");
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::config::file::ConfigError;
 use crate::config::targets::TargetError;
+use crate::ops::http::ListenError;
 use crate::store::error::StoreError;
 
 /// How the process ends.
@@ -107,6 +108,12 @@ impl From<&TargetError> for ExitCode {
     }
 }
 
+impl From<&ListenError> for ExitCode {
+    fn from(error: &ListenError) -> Self {
+        if error.is_permission() { Self::Permission } else { Self::Config }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -142,5 +149,11 @@ mod tests {
         assert_eq!(list(io::ErrorKind::PermissionDenied), ExitCode::Permission);
         assert_eq!(list(io::ErrorKind::NotFound), ExitCode::Config);
         assert_eq!(list(io::ErrorKind::Other), ExitCode::Io);
+        let listen = |kind| {
+            let (address, source) = (([127, 0, 0, 1], 9464).into(), unreadable(kind));
+            ExitCode::from(&ListenError { address, source })
+        };
+        assert_eq!(listen(io::ErrorKind::AddrInUse), ExitCode::Config);
+        assert_eq!(listen(io::ErrorKind::PermissionDenied), ExitCode::Permission);
     }
 }

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::telemetry::Outcome;
+
 /// Why an account is parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names are the words of DESIGN section 4")]
@@ -186,6 +188,22 @@ impl Failure {
     #[must_use]
     pub fn new(cause: Cause, last_error: Option<LastError>, detail: impl Into<String>) -> Self {
         Self { cause, last_error, detail: detail.into() }
+    }
+
+    /// What came of the request that failed like this, in the metric's words.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self.cause {
+            Cause::Terminal(Reason::EndpointForbidden) => Outcome::Refused,
+            Cause::Terminal(_) | Cause::Repository(_) | Cause::Invalid => Outcome::Terminal,
+            Cause::RateLimited => Outcome::RateLimited,
+            Cause::Directory if self.last_error == Some(LastError::RateLimited) => {
+                Outcome::RateLimited
+            }
+            Cause::Stale | Cause::Transient | Cause::HostFault | Cause::Directory => {
+                Outcome::Transient
+            }
+        }
     }
 }
 

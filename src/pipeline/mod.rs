@@ -9,6 +9,7 @@
 pub mod data;
 mod disk;
 mod parts;
+pub mod sampler;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,11 +33,13 @@ use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
 use crate::store::health::{Condition, Health};
+use crate::store::spool::SpoolPool;
 
 pub use data::{Data, OtherFilter};
 
 use disk::Disk;
 use parts::{Parts, child};
+use sampler::Sampler;
 
 /// Resolutions at once to the PLC directory.
 const DIRECTORY_CONCURRENCY: usize = 32;
@@ -147,6 +150,7 @@ pub struct Pipeline {
     scheduler: watch::Receiver<Option<ActorRef<Message>>>,
     ended: watch::Receiver<Option<Ended>>,
     progress: watch::Sender<Progress>,
+    sampler: Sampler,
 }
 
 impl Pipeline {
@@ -164,6 +168,7 @@ impl Pipeline {
         let disk = Disk::start(data, settings, &clock, &health)?;
         let budgets = Budgets::cut(settings.limits.memory);
         let mailboxes = Mailboxes::new(settings, &budgets);
+        let spools = spool_pool(&disk, settings, &budgets);
         let progress = watch::Sender::new(Progress::default());
         let (bound, scheduler) = watch::channel(None);
         let parts = Parts {
@@ -173,11 +178,14 @@ impl Pipeline {
             health: &health,
             mailboxes: &mailboxes,
             budgets: &budgets,
+            spools: &spools,
         };
         let client = parts.client()?;
         let threads = parser::Threads::start(parser_threads(settings))
             .map_err(|error| StartError::Part("a parser thread", error.to_string()))?;
         let schedule = parts.scheduler(progress.clone());
+        let watched = progress.subscribe();
+        let sampler = Sampler::new(&parts, &transformer, watched, scheduler.clone());
         let children = vec![
             parts.exporter(),
             parts.parser(transformer, threads),
@@ -197,7 +205,17 @@ impl Pipeline {
             .await
             .map_err(|error| StartError::Part("a stage", error.to_string()))?;
         tell_applied(&disk.applier, scheduler.clone());
-        Ok(Self { budgets, mailboxes, disk, health, supervisor, scheduler, ended, progress })
+        Ok(Self {
+            budgets,
+            mailboxes,
+            disk,
+            health,
+            supervisor,
+            scheduler,
+            ended,
+            progress,
+            sampler,
+        })
     }
 
     /// Waits until nothing is left to do, or something has ended the pipeline.
@@ -218,6 +236,12 @@ impl Pipeline {
             },
             _ = progress.wait_for(|it| it.is_finished) => PipelineEnd::Finished,
         }
+    }
+
+    /// Reads the gauges of this pipeline.
+    #[must_use]
+    pub fn sampler(&self) -> Sampler {
+        self.sampler.clone()
     }
 
     /// How far the work is.
@@ -258,6 +282,13 @@ impl Pipeline {
         }
         self.health.failure().map_or(Ok(()), Err)
     }
+}
+
+/// Where repositories lie between socket and parser.
+fn spool_pool(disk: &Disk, settings: &Settings, budgets: &Budgets) -> SpoolPool {
+    let limits = &settings.limits;
+    let (folder, memory) = (disk.dir.join("spool"), budgets.spools.clone());
+    SpoolPool::new(folder, limits.spool_memory, memory, limits.spool)
 }
 
 /// Tells the scheduler whenever the ledger has taken a segment.

@@ -32,6 +32,8 @@ pub struct Parts<'p> {
     pub mailboxes: &'p Mailboxes,
     /// Memory.
     pub budgets: &'p Budgets,
+    /// Where repositories lie.
+    pub spools: &'p SpoolPool,
 }
 
 impl Parts<'_> {
@@ -77,13 +79,11 @@ impl Parts<'_> {
 
     /// The fetcher.
     pub fn fetcher(&self, client: Client) -> Child {
-        let limits = &self.settings.limits;
-        let (folder, memory) = (self.disk.dir.join("spool"), self.budgets.spools.clone());
         let tools = Arc::new(fetcher::Tools {
             client,
-            spools: SpoolPool::new(folder, limits.spool_memory, memory.clone(), limits.spool),
-            memory,
-            repo_bytes_max: limits.repo_bytes,
+            spools: self.spools.clone(),
+            memory: self.budgets.spools.clone(),
+            repo_bytes_max: self.settings.limits.repo_bytes,
             parser: self.mailboxes.parser.clone(),
             health: self.health.clone(),
             clock: self.surrounding.clock.clone(),

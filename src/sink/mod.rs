@@ -1,4 +1,5 @@
 //! Where rows end up: each sink follows the journal with a position of its own.
 
+pub mod pending;
 pub mod sqlite;
 pub mod sqlite_check;

@@ -30,6 +30,7 @@ use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::items::Item;
 use crate::store::journal::{Journal, JournalError, LargePart};
+use crate::telemetry::{self, Stopwatch};
 
 /// Chunks in the mailbox.
 pub const CAPACITY: usize = 8;
@@ -289,7 +290,7 @@ impl State {
         large: LargePart,
         revision: &Revision,
     ) -> Result<(), StoreError> {
-        let mut large = Some(large);
+        let (mut large, sealing) = (Some(large), Stopwatch::start());
         while let Some(part) = large.take() {
             let sealed =
                 tokio::task::block_in_place(|| lock(&self.journal).seal_large(part, revision));
@@ -302,12 +303,14 @@ impl State {
                 }
             }
         }
+        telemetry::sealed(sealing);
         self.health.cleared(WRITER);
         self.applier.wake();
         Ok(())
     }
 
     async fn seal_group(&mut self) -> Result<(), StoreError> {
+        let sealing = Stopwatch::start();
         loop {
             let sealed = tokio::task::block_in_place(|| lock(&self.journal).seal_group());
             // Sealing reserves nothing, so there is always room for it.
@@ -316,6 +319,9 @@ impl State {
         }
         self.health.cleared(WRITER);
         self.generation += 1;
+        if !self.group.is_empty() {
+            telemetry::sealed(sealing);
+        }
         self.group.drain(..).for_each(|ticket| ticket.finish(News::Sealed));
         self.applier.wake();
         Ok(())

@@ -31,6 +31,7 @@ use crate::store::budget::Budget;
 use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::spool::{Spool, SpoolError, SpoolPool, SpooledCar};
+use crate::telemetry::{self, Outcome, Service, Stopwatch};
 
 /// Who waits, in the log, when the disk is full.
 const WRITER: &str = "spool";
@@ -147,16 +148,42 @@ async fn fetch(
     permit: &Permit,
     ask_server: bool,
 ) -> Result<(SpooledCar, Framed), News> {
+    let asking = Stopwatch::start();
     let endpoint = tools.client.guard().endpoint(&subject.identity.endpoint);
-    let endpoint = endpoint.map_err(News::Failed)?;
+    let endpoint =
+        endpoint.map_err(News::Failed).inspect_err(|news| counted(asking, Some(news)))?;
     if ask_server {
-        ask_for_life(tools, &endpoint.url, permit).await?;
+        let alive = ask_for_life(tools, &endpoint.url, permit).await;
+        counted(asking, alive.as_ref().err());
+        alive?;
     }
     let mut url = xrpc(&endpoint.url, "com.atproto.sync.getRepo");
     url.query_pairs_mut().append_pair("did", subject.did.as_str());
+    let asking = Stopwatch::start();
+    let transferred = transfer(tools, ticket, &url, permit).await;
+    counted(asking, transferred.as_ref().err());
+    transferred
+}
+
+/// Counts a request by how it failed, if it did. One that we ended ourselves will be sent again.
+fn counted(asking: Stopwatch, failed: Option<&News>) {
+    let outcome = match failed {
+        None => Outcome::Ok,
+        Some(News::Failed(failure)) => failure.outcome(),
+        Some(_) => Outcome::Transient,
+    };
+    telemetry::requested(Service::Pds, outcome, asking);
+}
+
+async fn transfer(
+    tools: &Tools,
+    ticket: &Ticket,
+    url: &Url,
+    permit: &Permit,
+) -> Result<(SpooledCar, Framed), News> {
     let request =
         Request { trust: Trust::Stranger, accept: "application/vnd.ipld.car", is_transfer: true };
-    let response = tools.client.get(&url, &request).await.map_err(|error| told(permit, &error))?;
+    let response = tools.client.get(url, &request).await.map_err(|error| told(permit, &error))?;
     let (status, headers) = (response.status(), response.headers().clone());
     if !answer::is_car(status, &headers) {
         let start = read_start(response, ERROR_BODY_BYTES_MAX).await;
@@ -222,6 +249,7 @@ async fn receive(
         }
         framer.push(&chunk).map_err(of_repo)?;
         write(tools, &mut spool, &chunk).await?;
+        telemetry::progressed(tools.clock.wall_ms());
     }
     if !has_begun {
         let detail = "an empty answer with status 200";

@@ -22,6 +22,7 @@ use crate::net::body::read_capped;
 use crate::net::client::{Client, Request, Trust};
 use crate::net::error::NetError;
 use crate::stages::messages::{DidJob, News, Point, Probe};
+use crate::telemetry::{self, Outcome as Came, Service, Stopwatch};
 
 /// DIDs in the mailbox, waiting and in work.
 pub const CAPACITY: usize = 64;
@@ -108,13 +109,19 @@ impl Actor for Resolver {
 
 /// Asks the DID's directory once; gives the identity, and what the directory showed of itself.
 pub async fn resolve(tools: &Tools, did: &Did) -> (Result<Identity, Failure>, HostSignal) {
+    let asking = Stopwatch::start();
     let (read, signal) = match ask(tools, did).await {
         Ok(outcome) => outcome,
-        Err((failure, signal)) => return (Err(failure), signal),
+        Err((failure, signal)) => (Err(failure), signal),
     };
+    let came = read.as_ref().map_or_else(Failure::outcome, |_| Came::Ok);
+    telemetry::requested(service(did), came, asking);
     let guard = tools.client.guard();
     let identity = read.and_then(|document| {
-        let host = guard.endpoint(&document.endpoint)?.host;
+        let endpoint = guard.endpoint(&document.endpoint).inspect_err(|failure| {
+            telemetry::requested(Service::Pds, failure.outcome(), asking);
+        });
+        let host = endpoint?.host;
         let (endpoint, key, handle) = (document.endpoint, document.key, document.handle);
         Ok(Identity { endpoint, host, key, earlier_keys: Vec::new(), handle })
     });
@@ -141,6 +148,13 @@ async fn earlier_keys(tools: &Tools, did: &Did, current: &str) -> Vec<String> {
             tracing::warn!(%did, %error, "the directory's log of this did could not be read");
             Vec::new()
         }
+    }
+}
+
+fn service(did: &Did) -> Service {
+    match did.method() {
+        DidMethod::Plc => Service::Plc,
+        DidMethod::Web => Service::Web,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::segment::SegmentReader;
+use crate::telemetry::{self, Stopwatch};
 
 /// Segments applied before they are settled together: a settle costs a sync in every follower, a segment about 8 MiB of
 /// journal space.
@@ -214,6 +215,7 @@ impl Thread {
 
     fn apply_next(&mut self) -> Result<bool, StoreError> {
         let Some(segment) = lock(&self.journal).next_after(self.applied)? else { return Ok(false) };
+        let applying = Stopwatch::start();
         for sink in &mut self.sinks {
             self.health.wait_out(WRITER, || sink.apply(&segment))?;
             // One follower has the segment, others do not: each goes on from its own position.
@@ -225,6 +227,7 @@ impl Thread {
         }
         // Everyone has it, nobody has synced it: the segment is still there.
         crash_point!(SegmentAppliedBeforeSettle);
+        telemetry::applied(applying);
         self.applied = segment.number;
         self.progress.send_modify(|progress| progress.applied = segment.number);
         Ok(true)

@@ -23,6 +23,7 @@ use crate::seed::Chance;
 use crate::store::apply::Position;
 use crate::store::error::StoreError;
 use crate::store::ledger_schema;
+use crate::store::tally::{Kind, Tally};
 
 /// State column values.
 pub const QUEUED: i64 = 0;
@@ -47,6 +48,8 @@ pub struct Rows {
     changes: HashMap<(i64, String), i64>,
     /// What this process decided, committed and with the open transaction.
     run: [RunCounts; 2],
+    /// Figures of the open transaction.
+    tally: Tally,
     /// A settle waits for a synced commit.
     wants_sync: bool,
     /// The account that was leased last, by host or kind of DID: the next lease goes on behind it.
@@ -127,6 +130,7 @@ impl Rows {
             chance,
             changes: HashMap::new(),
             run: [RunCounts::default(); 2],
+            tally: Tally::default(),
             wants_sync: false,
             turns: HashMap::new(),
         };
@@ -194,6 +198,7 @@ impl Rows {
         self.write_totals()?;
         self.execute("COMMIT", []).map(drop)?;
         self.run[0] = self.run[1];
+        self.tally.committed(self.clock.wall_ms());
         // What the group wrote survives the process from here on, and a power cut from the next settle on.
         crash_point!(LedgerCommitted);
         Ok(())
@@ -213,6 +218,7 @@ impl Rows {
     pub(crate) fn roll_back(&mut self) -> Result<(), StoreError> {
         self.changes.clear();
         self.run[1] = self.run[0];
+        self.tally.undone();
         if self.connection.is_autocommit() {
             Ok(())
         } else {
@@ -239,11 +245,13 @@ impl Rows {
         let mut account = self.rules(id, rules.as_deref())?;
         let moment = Moment { now_ms: self.clock.wall_ms(), fraction: self.chance.fraction() };
         let before = Place { state: account.state, host, alone: account.runs_alone() };
-        let is_resolved = matches!(event, Event::Resolved(_));
+        let kind = Kind::from(&event);
         let effect = account.apply(event, &self.policy, moment);
         let mut after = Place { state: account.state, host, alone: account.runs_alone() };
         if effect != Effect::Nothing {
-            if is_resolved && let Some(identity) = &account.identity {
+            if kind == Kind::Resolved
+                && let Some(identity) = &account.identity
+            {
                 after.host = Some(self.host_id(&identity.host)?);
             }
             self.write_account(id, &account, after)?;
@@ -252,6 +260,7 @@ impl Rows {
                 self.count(state_number(after.state), reason_word(after.state), 1);
             }
             self.run[1].parked += u64::from(matches!(after.state, State::Parked(_)));
+            self.tally.applied(kind, effect, after.state);
         }
         let host_name = account.identity.map(|identity| identity.host);
         Ok(Applied { id, listed, effect, before, after, host_name })
@@ -322,6 +331,7 @@ impl Rows {
             self.run[1].done += 1;
             self.run[1].records += revision.exported_total();
             self.run[1].repo_bytes += revision.repo_bytes;
+            self.tally.exported(revision);
             let text = serde_json::to_string(revision).unwrap_or_default();
             let update = "UPDATE accounts SET edition = edition + 1, rev = ?2, filter = ?3, revision = ?4, done_at_ms = ?5 WHERE id = ?1";
             self.execute(

@@ -15,3 +15,4 @@ pub mod ledger_schema;
 pub mod ledger_work;
 pub mod segment;
 pub mod spool;
+mod tally;

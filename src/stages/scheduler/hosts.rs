@@ -304,6 +304,20 @@ impl Hosts {
         });
     }
 
+    /// How many hosts work, wait, and are open.
+    #[must_use]
+    pub fn by_state(&self, now: Instant) -> [u64; 3] {
+        let mut counts = [0; 3];
+        for entry in self.entries.values() {
+            match entry.pace.state(now) {
+                HostState::Working => counts[0] += 1,
+                HostState::Waiting => counts[1] += 1,
+                HostState::Open => counts[2] += 1,
+            }
+        }
+        counts
+    }
+
     /// Every host, largest backlog first.
     #[must_use]
     pub fn views(&self, now: Instant) -> Vec<HostView> {

@@ -71,6 +71,8 @@ pub enum Message {
     Drain(RpcReplyPort<()>),
     /// What is going on.
     Observe(RpcReplyPort<Observed>),
+    /// How many hosts work, wait, and are open.
+    CountHosts(RpcReplyPort<[u64; 3]>),
 }
 
 /// What is going on.
@@ -213,6 +215,9 @@ impl Actor for Scheduler {
             }
             Message::Observe(reply) => {
                 let _gone = reply.send(state.observe(now));
+            }
+            Message::CountHosts(reply) => {
+                let _gone = reply.send(state.plan.hosts_by_state(now));
             }
         }
         state.pump(&myself);

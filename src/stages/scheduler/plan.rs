@@ -435,6 +435,12 @@ impl Plan {
         self.hosts.views(now.at)
     }
 
+    /// How many hosts work, wait, and are open.
+    #[must_use]
+    pub fn hosts_by_state(&self, now: Now) -> [u64; 3] {
+        self.hosts.by_state(now.at)
+    }
+
     /// Whether the PLC directory refuses or is away.
     #[must_use]
     pub fn directory_waits(&self, now: Now) -> bool {

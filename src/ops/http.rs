@@ -211,8 +211,9 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Head> {
     }
 }
 
-/// Whether an empty line has come. A head that ends in another way is hyper's to refuse.
+/// Whether an empty line has come after something else: leading ones are passed over, by hyper too.
 fn is_complete(head: &[u8]) -> bool {
+    let head = head.trim_ascii_start();
     head.windows(4).any(|end| end == b"\r\n\r\n") || head.windows(2).any(|end| end == b"\n\n")
 }
 
@@ -258,4 +259,182 @@ fn text(status: StatusCode, kind: HeaderValue, body: String) -> Response<Full<By
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const TEXT: &str = "skyfill_build_info{version=\"0\"} 1\n";
+
+    struct Bench {
+        address: SocketAddr,
+        state: watch::Sender<Readiness>,
+        renders: Arc<AtomicUsize>,
+        stop: Arc<tokio::sync::Notify>,
+        served: JoinHandle<()>,
+    }
+
+    async fn serving(text: String) -> Bench {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (state, watched) = watch::channel(Readiness::Starting);
+        let (renders, stop) = (Arc::<AtomicUsize>::default(), Arc::new(tokio::sync::Notify::new()));
+        let (counted, stopped) = (Arc::clone(&renders), Arc::clone(&stop));
+        let render = move || {
+            counted.fetch_add(1, Ordering::AcqRel);
+            std::future::ready(text.clone())
+        };
+        let served = tokio::spawn(serve_on(listener, watched, render, async move {
+            stopped.notified().await;
+        }));
+        Bench { address, state, renders, stop, served }
+    }
+
+    impl Bench {
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+
+        /// Sends `request` as it is and gives all that comes back.
+        async fn exchange(&self, request: &str) -> String {
+            let mut stream = self.connect().await;
+            stream.write_all(request.as_bytes()).await.unwrap();
+            everything(&mut stream).await
+        }
+
+        async fn get(&self, path: &str) -> String {
+            self.exchange(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
+        }
+    }
+
+    /// What comes until the connection ends, with a reset or without.
+    async fn everything(stream: &mut TcpStream) -> String {
+        let mut bytes = Vec::new();
+        let _reset = stream.read_to_end(&mut bytes).await;
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn status(answer: &str) -> &str {
+        answer.split(' ').nth(1).unwrap_or("none")
+    }
+
+    #[tokio::test]
+    async fn three_paths_are_answered_to_get_and_head_and_nothing_else() {
+        let bench = serving(TEXT.to_owned()).await;
+        let whole = bench.get("/metrics").await;
+        let (head, body) = whole.split_once("\r\n\r\n").unwrap();
+        assert_eq!((status(head), body), ("200", TEXT));
+        assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+        assert!(head.contains("connection: close"), "{head}");
+        let length = format!("content-length: {}", TEXT.len());
+        assert!(head.contains(&length), "{head}");
+        let only = bench.exchange("HEAD /metrics?a=b HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(only.contains(&length) && only.ends_with("\r\n\r\n"), "{only}");
+        assert_eq!(status(&bench.exchange("GET /metrics HTTP/1.0\n\n").await), "200");
+        assert_eq!(bench.renders.load(Ordering::Acquire), 3);
+        for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"] {
+            let request =
+                format!("{method} /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi");
+            let answer = bench.exchange(&request).await;
+            assert_eq!(status(&answer), "405", "{method}");
+            assert!(answer.contains("allow: GET, HEAD"), "{answer}");
+        }
+        for path in ["/", "/metrics/", "/../metrics", "/healthz/x", "/debug", "/config"] {
+            assert_eq!(status(&bench.get(path).await), "404", "{path}");
+        }
+        for nonsense in ["hello\r\n\r\n", "GET  HTTP/1.1\r\n\r\n", "\u{1}\u{2}\n\n"] {
+            let answer = bench.exchange(nonsense).await;
+            assert!(matches!(status(&answer), "400" | "none"), "{nonsense:?}: {answer}");
+        }
+        assert_eq!(bench.renders.load(Ordering::Acquire), 3);
+        let two = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2);
+        assert_eq!(bench.exchange(&two).await.matches("HTTP/1.1 200").count(), 1);
+        bench.stop.notify_one();
+        bench.served.await.unwrap();
+        assert!(TcpStream::connect(bench.address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn probes_hear_one_word() {
+        let bench = serving(String::new()).await;
+        let states = [
+            (Readiness::Starting, "200", "503", "starting"),
+            (Readiness::Ready, "200", "200", "ready"),
+            (Readiness::DiskFull, "200", "503", "disk_full"),
+            (Readiness::Draining, "200", "503", "draining"),
+            (Readiness::Failed, "503", "503", "failed"),
+        ];
+        for (state, alive, ready, word) in states {
+            bench.state.send_replace(state);
+            assert_eq!(status(&bench.get("/healthz").await), alive, "{word}");
+            let answer = bench.get("/readyz").await;
+            assert_eq!(status(&answer), ready, "{word}");
+            assert!(answer.ends_with(&format!("\r\n\r\n{word}\n")), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_has_at_most_one_kibibyte() {
+        let bench = serving(TEXT.to_owned()).await;
+        let of = |bytes: usize| {
+            let frame = "GET /metrics HTTP/1.1\r\nhost: x\r\na: \r\n\r\n";
+            frame.replace("a: ", &format!("a: {}", "b".repeat(bytes - frame.len())))
+        };
+        assert_eq!(status(&bench.exchange(&of(HEAD_BYTES_MAX)).await), "200");
+        for too_long in [of(HEAD_BYTES_MAX + 1), "x".repeat(HEAD_BYTES_MAX), of(100_000)] {
+            let mut stream = bench.connect().await;
+            // The answer may come before everything is sent.
+            let _broken = stream.write_all(too_long.as_bytes()).await;
+            assert!(matches!(status(&everything(&mut stream).await), "431" | "none"));
+        }
+        assert_eq!(status(&bench.exchange(&"x".repeat(HEAD_BYTES_MAX)).await), "431");
+        assert_eq!(bench.renders.load(Ordering::Acquire), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slow_are_dropped_and_others_then_have_their_turn() {
+        let bench = serving(TEXT.to_owned()).await;
+        let mut slow = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            let mut stream = bench.connect().await;
+            stream.write_all(b"GET /metr").await.unwrap();
+            slow.push(stream);
+        }
+        let begun = tokio::time::Instant::now();
+        assert_eq!(status(&bench.get("/metrics").await), "200");
+        assert!(begun.elapsed() >= HEAD_TIMEOUT, "{:?}", begun.elapsed());
+        for mut stream in slow {
+            assert_eq!(status(&everything(&mut stream).await), "408");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_is_dropped() {
+        let bench = serving("x".repeat(64 << 20)).await;
+        let mut stream = bench.connect().await;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").await.unwrap();
+        let begun = tokio::time::Instant::now();
+        tokio::time::sleep(CONNECTION_TIMEOUT * 2).await;
+        let answer = everything(&mut stream).await;
+        assert!(answer.len() < 64 << 20, "{}", answer.len());
+        assert!(begun.elapsed() < CONNECTION_TIMEOUT * 3);
+    }
+
+    #[tokio::test]
+    async fn a_taken_address_is_told_with_a_way_out() {
+        let taken = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let (_state, watched) = watch::channel(Readiness::Ready);
+        let never = std::future::pending();
+        let refused = serve(address, watched, || std::future::ready(String::new()), never).await;
+        let error = refused.unwrap_err();
+        assert!(!error.is_permission());
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("metrics.listen: {address}: ")), "{text}");
+    }
 }

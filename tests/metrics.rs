@@ -669,6 +669,33 @@ fn alerts_and_dashboard_name_only_what_exists_and_the_dashboard_shows_all_of_it(
 }
 
 #[test]
+fn the_readme_lists_every_metric_every_alert_and_every_row() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let texts = ["README.md", "README-metrics.md"]
+        .map(|name| std::fs::read_to_string(root.join(name)).unwrap_or_default());
+    let text = texts.iter().find(|text| text.contains("## Metrics\n")).expect("the section");
+    let section = text.split("## Metrics\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    assert_eq!(named(section), METRICS.iter().map(|metric| metric.name).collect());
+    let alerts = shipped("config/alerts.yml");
+    let rules: BTreeSet<&str> = alerts
+        .lines()
+        .filter_map(|line| line.split_once("alert: ").map(|(_, name)| name))
+        .collect();
+    let listed: BTreeSet<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `Skyfill")?.split_once('`').map(|(name, _)| name))
+        .collect();
+    assert_eq!(listed, rules.iter().filter_map(|name| name.strip_prefix("Skyfill")).collect());
+    let dashboard: Value = serde_json::from_str(&shipped("config/dashboard.json")).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        let row = format!("| {title} |");
+        assert_eq!(section.contains(&row), panel["type"] == "row", "{title}");
+    }
+}
+
+#[test]
 fn the_dashboard_asks_by_its_variables_only() {
     let dashboard: Value = serde_json::from_str(&shipped("config/dashboard.json")).unwrap();
     let variables: Vec<&str> = dashboard["templating"]["list"]

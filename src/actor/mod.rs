@@ -2,5 +2,6 @@
 
 pub mod mailbox;
 pub mod supervisor;
+pub mod threads;
 pub mod ticket;
 pub mod worker;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::actor::mailbox::Mailbox;
 use crate::actor::supervisor::{self, Ended, Supervisor};
+use crate::actor::threads::Threads;
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::net::client::Surroundings;
@@ -181,7 +182,8 @@ impl Pipeline {
             spools: &spools,
         };
         let client = parts.client()?;
-        let threads = parser::Threads::start(parser_threads(settings))
+        let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
+        let threads = Threads::start("parser", count, waiting)
             .map_err(|error| StartError::Part("a parser thread", error.to_string()))?;
         let schedule = parts.scheduler(progress.clone());
         let watched = progress.subscribe();

@@ -7,6 +7,7 @@ use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 
 use crate::actor::supervisor::Child;
+use crate::actor::threads::Threads;
 use crate::config::settings::Settings;
 use crate::net::client::Client;
 use crate::net::error::NetError;
@@ -63,7 +64,7 @@ impl Parts<'_> {
     }
 
     /// The parser.
-    pub fn parser(&self, transformer: Arc<Transformer>, threads: parser::Threads) -> Child {
+    pub fn parser(&self, transformer: Arc<Transformer>, threads: Threads) -> Child {
         let tools = Arc::new(parser::Tools {
             transformer,
             rows_per_item: self.settings.rows_per_item,

@@ -10,17 +10,15 @@
 //! thread costs the DID in hand one attempt and leaves the thread alive.
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::actor::mailbox::{Envelope, Mailbox, Slot};
+use crate::actor::threads::Threads;
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::domain::account::Revision;
 use crate::domain::verdict::{Cause, Failure, Reason};
@@ -160,7 +158,7 @@ async fn walk_one(
     let cancel = CancelOnDrop(Arc::default());
     let (flag, runtime) = (Arc::clone(&cancel.0), Handle::current());
     let (done, walked) = oneshot::channel();
-    threads.run(Box::new(move || {
+    threads.run(move || {
         let _held = (slot, index);
         if loads && let Err(error) = fetched.car.load() {
             return fetched.ticket.finish(Ended::Repo(error.into()).news());
@@ -168,7 +166,7 @@ async fn walk_one(
         run(fetched, &tools, &flag, &runtime);
         // The worker may have been stopped meanwhile: then nobody listens.
         let _unheard = done.send(());
-    }));
+    });
     // An error means that the walk crashed: its ticket has said so.
     let _crashed = walked.await;
 }
@@ -418,45 +416,5 @@ impl Output<'_> {
         ticket.leave();
         // If the mailbox is closed, the ticket is dropped with the chunk and tells.
         let _stopped = self.send(items, Some(Proven { ticket, revision }));
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Fixed threads for walks; clones share them. They end when the last clone is gone.
-#[derive(Clone)]
-pub struct Threads(SyncSender<Job>);
-
-impl Threads {
-    /// Starts `count` threads.
-    ///
-    /// # Errors
-    /// The system's, if a thread cannot be started.
-    pub fn start(count: usize) -> std::io::Result<Self> {
-        // The mailbox bounds the jobs; the channel has a place for each of them, so that handing one over never waits.
-        let (jobs, queue) = sync_channel(count * CAPACITY_PER_THREAD);
-        let queue = Arc::new(Mutex::new(queue));
-        for number in 0..count {
-            let queue = Arc::clone(&queue);
-            let named = std::thread::Builder::new().name(format!("parser-{number}"));
-            named.spawn(move || work(&queue))?;
-        }
-        Ok(Self(jobs))
-    }
-
-    fn run(&self, job: Job) {
-        // All threads are gone only if the process ends; the job is dropped, and its ticket tells.
-        let _dropped = self.0.send(job);
-    }
-}
-
-fn work(queue: &Mutex<Receiver<Job>>) {
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = next else { return };
-        if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
-            tracing::warn!(stage = "parser", "a walk crashed, its did goes back to the ledger");
-            crate::telemetry::worker_crashed("parser");
-        }
     }
 }

@@ -137,11 +137,14 @@ async fn earlier_keys(tools: &Tools, did: &Did, current: &str) -> Vec<String> {
     let url = plc::log_url(&tools.plc_url, did);
     let request =
         Request { trust: Trust::Operator, accept: "application/json", is_transfer: false };
+    let asking = Stopwatch::start();
     let body = match tools.client.get(&url, &request).await {
         Ok(response) if response.status() == 200 => read_capped(response, LOG_BYTES_MAX).await,
-        Ok(_) => return Vec::new(),
+        Ok(_) => Ok(Vec::new()),
         Err(error) => Err(error),
     };
+    let came = body.as_ref().map_or(Came::Transient, |_| Came::Ok);
+    telemetry::requested(Service::Plc, came, asking);
     match body {
         Ok(body) => plc::earlier_keys(&body, current),
         Err(error) => {

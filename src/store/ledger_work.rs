@@ -54,6 +54,20 @@ pub struct Batch {
     pub alone: bool,
 }
 
+impl Batch {
+    /// Whether there is nothing to write and nothing to lease.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+            && self.patience.is_empty()
+            && self.silences.is_empty()
+            && self.hosts.is_empty()
+            && !self.promote
+            && !self.alone
+            && self.plc + self.web == 0
+    }
+}
+
 /// What became of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Batched {

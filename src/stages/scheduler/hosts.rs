@@ -179,9 +179,9 @@ impl Hosts {
     }
 
     /// Of `asked` picks of a host, `got` became leases; the other permits go back. If it `is_dry`, nothing else is ready there.
-    pub fn leased(&mut self, id: i64, asked: u64, got: u64, is_dry: bool, now: Instant) {
+    pub fn leased(&mut self, id: i64, asked: usize, got: usize, is_dry: bool, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.picked = entry.picked.saturating_sub(asked);
+        entry.picked = entry.picked.saturating_sub(asked as u64);
         (got..asked).for_each(|_| entry.pace.give_back());
         if is_dry {
             entry.ready = 0;

@@ -188,14 +188,7 @@ impl Plan {
                 && room.fetcher.min(room.resolver) > 0;
             self.asked.alone = batch.alone;
         }
-        let is_empty = batch.events.is_empty()
-            && batch.patience.is_empty()
-            && batch.silences.is_empty()
-            && batch.hosts.is_empty()
-            && !batch.promote
-            && !batch.alone
-            && batch.plc + batch.web == 0;
-        if is_empty && !self.wants_counts {
+        if batch.is_empty() && !self.wants_counts {
             return None;
         }
         self.wants_counts = false;
@@ -228,8 +221,7 @@ impl Plan {
                 None => self.asked.hosts.push((host, 1)),
             }
         }
-        let wanted = |(host, count): &(i64, u64)| (*host, usize::try_from(*count).unwrap_or(0));
-        batch.hosts = self.asked.hosts.iter().map(wanted).collect();
+        batch.hosts.clone_from(&self.asked.hosts);
     }
 
     /// A batch has been written: what to send out.
@@ -251,7 +243,7 @@ impl Plan {
         for leased in done.web {
             out.extend(self.resolve_web(leased, false, now));
         }
-        let mut got: HashMap<i64, u64> = HashMap::new();
+        let mut got: HashMap<i64, usize> = HashMap::new();
         for (host, leased) in done.fetch {
             *got.entry(host).or_default() += 1;
             let is_probe = asked.probes.contains(&host);

@@ -68,7 +68,7 @@ pub struct Asked {
     /// Accounts of `did:plc` to be resolved.
     pub plc: usize,
     /// Hosts and how many of their accounts.
-    pub hosts: Vec<(i64, u64)>,
+    pub hosts: Vec<(i64, usize)>,
     /// Those of them whose circuits are probed.
     pub probes: Vec<i64>,
     /// One that runs alone.

@@ -48,6 +48,17 @@ impl Counts {
         self.queued + self.active + self.retrying
     }
 
+    fn add(&mut self, state: i64, change: i64) {
+        let count = match state {
+            0 | 2 => &mut self.queued,
+            1 | 3 => &mut self.active,
+            4 => &mut self.retrying,
+            5 => &mut self.done,
+            _ => &mut self.parked,
+        };
+        *count = count.saturating_add_signed(change);
+    }
+
     /// All listed accounts.
     #[must_use]
     pub const fn total(&self) -> u64 {
@@ -138,12 +149,14 @@ impl Rows {
         Ok(parked)
     }
 
-    /// Listed accounts by public state.
+    /// Listed accounts by public state, with what the open transaction has changed.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn counts(&self) -> Result<Counts, StoreError> {
-        counts(self.connection()).map_err(|error| self.failed(error))
+        let mut counts = counts(self.connection()).map_err(|error| self.failed(error))?;
+        self.changes_by_state().for_each(|(state, change)| counts.add(state, change));
+        Ok(counts)
     }
 
     /// Listed accounts that are done under another filter than `hash`.
@@ -327,14 +340,7 @@ fn counts(connection: &Connection) -> rusqlite::Result<Counts> {
     let mut rows = statement.query([])?;
     let mut counts = Counts::default();
     while let Some(row) = rows.next()? {
-        let (state, n): (i64, u64) = (row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned());
-        match state {
-            0 | 2 => counts.queued += n,
-            1 | 3 => counts.active += n,
-            4 => counts.retrying += n,
-            5 => counts.done += n,
-            _ => counts.parked += n,
-        }
+        counts.add(row.get(0)?, row.get(1)?);
     }
     Ok(counts)
 }

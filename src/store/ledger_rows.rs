@@ -384,6 +384,11 @@ impl Rows {
         *self.changes.entry((state, reason.unwrap_or_default().to_owned())).or_default() += change;
     }
 
+    /// Changes to the totals that the open transaction has made and not yet written: state and how many.
+    pub(crate) fn changes_by_state(&self) -> impl Iterator<Item = (i64, i64)> {
+        self.changes.iter().map(|((state, _), change)| (*state, *change))
+    }
+
     pub(crate) fn select<T>(
         &self,
         sql: &str,

@@ -337,3 +337,33 @@ impl Rows {
 fn limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::targets::Target;
+    use crate::domain::did::Did;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::domain::verdict::{Cause, Failure, Reason};
+    use crate::seed::Chance;
+
+    #[test]
+    fn a_batch_counts_what_it_has_changed_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_000));
+        let path = folder.path().join("state.db");
+        let (mut rows, _) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let did = Did::parse("did:plc:abcdefghijklmnopqrstuvwx").unwrap();
+        let wanted = [Ok::<_, StoreError>(Target::Did(did))];
+        rows.transaction(|rows| rows.list(wanted.into_iter())).unwrap().unwrap();
+        let lease = Batch { plc: 1, ..Batch::default() };
+        let leased = rows.transaction(|rows| rows.run_batch(&lease)).unwrap();
+        assert_eq!(leased.counts, Counts { active: 1, ..Counts::default() });
+        let failure = Failure::new(Cause::Terminal(Reason::NoPds), None, "no PDS entry");
+        let event = Event::Failed { failure, host_usable_ms: None };
+        let end = Batch { events: vec![(leased.plc[0].id, event)], ..Batch::default() };
+        let ended = rows.transaction(|rows| rows.run_batch(&end)).unwrap();
+        assert_eq!(ended.counts, Counts { parked: 1, ..Counts::default() });
+    }
+}

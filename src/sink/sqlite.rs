@@ -28,6 +28,10 @@ const PAGE_BYTES: u32 = 65_536;
 /// Pages of WAL after which SQLite copies them into the file: 8 MiB, which stays in the processor's and kernel's caches.
 const WAL_PAGES: u32 = 128;
 
+/// A WAL of this many bytes is named in the log: 8 MiB before it is copied and one transaction of 16 MiB are its own, the
+/// rest is kept by a reader's open transaction. It is cut back to this once that reader has ended.
+const WAL_NAMED_BYTES: u64 = 32 << 20;
+
 /// A transaction ends at this many payload bytes, so that the WAL stays small,
 const TRANSACTION_BYTES_MAX: u64 = 16 << 20;
 
@@ -60,6 +64,8 @@ struct QueueFile {
     identity: (u64, u64),
     connection: Connection,
     position: Position,
+    /// Bytes of its WAL that were named last, 0 if none were.
+    wal_named_bytes: u64,
 }
 
 /// What a transaction has gathered about the account in hand.
@@ -172,14 +178,14 @@ impl QueueFile {
         connection.busy_timeout(Duration::from_secs(BUSY_SECONDS)).map_err(failed)?;
         let set = format!(
             "PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
-             PRAGMA wal_autocheckpoint={WAL_PAGES};"
+             PRAGMA wal_autocheckpoint={WAL_PAGES}; PRAGMA journal_size_limit={WAL_NAMED_BYTES};"
         );
-        connection.execute_batch(&set).map_err(failed)?;
+        patiently(&path, || connection.execute_batch(&set))?;
         let permitted = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o660));
         permitted.map_err(|error| StoreError::io(&path, error))?;
         // A file that was made and not yet filled when the process died has no position either.
         let start = known.unwrap_or_default();
-        create_tables(&connection, data_id, start).map_err(failed)?;
+        patiently(&path, || create_tables(&connection, data_id, start))?;
         let select = "SELECT data_id, segment, item FROM skyfill_position";
         let read = |row: &rusqlite::Row<'_>| {
             let position = Position { segment: unsigned(row.get(1)?), item: unsigned(row.get(2)?) };
@@ -194,7 +200,8 @@ impl QueueFile {
             return Err(StoreError::Config(text));
         }
         let identity = identity(&path)?;
-        Ok(Self { label: label.to_owned(), path, identity, connection, position })
+        let label = label.to_owned();
+        Ok(Self { label, path, identity, connection, position, wal_named_bytes: 0 })
     }
 
     /// Takes `items`, those of this file in one segment, from its position on.
@@ -224,18 +231,8 @@ impl QueueFile {
         Ok(())
     }
 
-    /// Waits for the write lock as long as it takes, and says so.
     fn begin(&self) -> Result<(), StoreError> {
-        loop {
-            match self.connection.execute_batch("BEGIN IMMEDIATE") {
-                Err(error)
-                    if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
-                {
-                    tracing::warn!(path = %self.path.display(), "another process holds the queue's write lock, waiting");
-                }
-                begun => return begun.map_err(|error| StoreError::sqlite(&self.path, error)),
-            }
-        }
+        patiently(&self.path, || self.connection.execute_batch("BEGIN IMMEDIATE"))
     }
 
     fn take_some(
@@ -337,7 +334,22 @@ impl QueueFile {
         self.position = next;
         // This file has the rows, the others and the ledger have not: each goes on from its own position.
         crash_point!(QueueCommitted);
+        self.name_growing_wal();
         Ok(())
+    }
+
+    /// Says so each time the WAL has doubled, because its owner may not know why the disk fills.
+    fn name_growing_wal(&mut self) {
+        let mut path = self.path.clone().into_os_string();
+        path.push("-wal");
+        let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if bytes >= WAL_NAMED_BYTES.max(2 * self.wal_named_bytes) {
+            let path = Path::new(&path).display();
+            tracing::warn!(%path, bytes, "a reader's open transaction keeps the WAL, which grows until that reader ends it");
+            self.wal_named_bytes = bytes;
+        } else if bytes < WAL_NAMED_BYTES {
+            self.wal_named_bytes = 0;
+        }
     }
 
     /// One commit that syncs: an empty one would not.
@@ -363,6 +375,18 @@ impl QueueFile {
 
     fn statement(&self, sql: &str) -> Result<rusqlite::CachedStatement<'_>, StoreError> {
         self.connection.prepare_cached(sql).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+}
+
+/// Tries again as long as another process holds the write lock, and says so.
+fn patiently(path: &Path, work: impl Fn() -> rusqlite::Result<()>) -> Result<(), StoreError> {
+    loop {
+        match work() {
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => {
+                tracing::warn!(path = %path.display(), "another process holds the queue's write lock, waiting");
+            }
+            done => return done.map_err(|error| StoreError::sqlite(path, error)),
+        }
     }
 }
 

@@ -28,12 +28,15 @@ use books::{Books, Memory, OnDisk};
 use fastrand::Rng;
 use simulation::{BEGIN_MS, Behaviour, Reply, Simulation, limits, most_within};
 use skyfill::clock::Instant;
+use skyfill::config::targets::Target;
 use skyfill::domain::account::AccountId;
+use skyfill::domain::did::Did;
 use skyfill::domain::ledger::{Account, Event, LedgerPolicy, State};
-use skyfill::domain::verdict::{LastError, Reason};
+use skyfill::domain::verdict::{Cause, Failure, LastError, Reason};
 use skyfill::net::pace::PaceLimits;
 use skyfill::stages::scheduler::hosts::Hosts;
-use skyfill::store::ledger_work::HostRow;
+use skyfill::store::error::StoreError;
+use skyfill::store::ledger_work::{Batch, HostRow};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -363,6 +366,33 @@ fn a_host_is_asked_how_it_is_only_for_the_last_account_there() {
     assert_eq!(accounts[0].state, State::Parked(Reason::AttemptsExhausted), "its own fault");
     assert_eq!((accounts[0].attempts, accounts[0].last_error), (5, Some(LastError::Http5xx)));
     assert!(simulation.now < HOUR / 2, "{:?}", simulation.now);
+}
+
+#[test]
+fn a_batch_counts_what_it_has_changed_itself_and_new_lists_count_it_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut books, _) = on_disk(&folder, &[0, 0, 0], policy());
+    let gone = || {
+        let failure = Failure::new(Cause::Terminal(Reason::DidNotFound), None, "gone");
+        Event::Failed { failure, host_usable_ms: None }
+    };
+    let events =
+        [1, 2].map(|id| [(AccountId(id), Event::LeasedToResolve), (AccountId(id), gone())]);
+    let batch = Batch { events: events.concat(), ..Batch::default() };
+    let counts = books.run(&batch, BEGIN_MS).counts;
+    assert_eq!((counts.queued, counts.active, counts.parked), (1, 0, 2));
+    // In one transaction: events, new lists, events, as a reload under load brings them together.
+    let again = |id| Batch { events: vec![(AccountId(id), Event::Retry)], ..Batch::default() };
+    let wanted =
+        [0, 1].map(|n| Ok::<_, StoreError>(Target::Did(Did::parse(&books::did(n)).unwrap())));
+    let counts = books.rows.transaction(|rows| {
+        rows.run_batch(&again(1))?;
+        rows.list(wanted.into_iter())?.unwrap();
+        Ok(rows.run_batch(&again(2))?.counts)
+    });
+    let counts = counts.unwrap();
+    assert_eq!((counts.queued, counts.parked, counts.total()), (2, 0, 2));
+    assert_eq!(books.rows.counts().unwrap(), counts, "committed");
 }
 
 #[test]

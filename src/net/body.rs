@@ -30,6 +30,21 @@ pub async fn read_capped(mut response: Response, bytes_max: usize) -> Result<Vec
     Ok(body)
 }
 
+/// The body up to `bytes_max` bytes; the rest, if there is more, is left unread.
+///
+/// # Errors
+/// What [`Response::chunk`] can end with.
+pub async fn read_up_to(mut response: Response, bytes_max: usize) -> Result<Vec<u8>, NetError> {
+    let mut body = Vec::new();
+    while body.len() < bytes_max
+        && let Some(bytes) = response.chunk().await?
+    {
+        let wanted = bytes.len().min(bytes_max - body.len());
+        body.extend_from_slice(&bytes[..wanted]);
+    }
+    Ok(body)
+}
+
 /// The first bytes of a body, for messages about an error answer: whatever came within 10 s and `bytes_max` bytes.
 pub async fn read_start(mut response: Response, bytes_max: usize) -> Vec<u8> {
     let mut start = Vec::new();

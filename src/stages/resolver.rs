@@ -18,7 +18,7 @@ use crate::domain::identity::Identity;
 use crate::domain::verdict::{Cause, Failure, HostSignal};
 use crate::identity::{Outcome, plc, web};
 use crate::limits::{DOCUMENT_BYTES_MAX, LOG_BYTES_MAX};
-use crate::net::body::read_capped;
+use crate::net::body::{read_capped, read_up_to};
 use crate::net::client::{Client, Request, Trust};
 use crate::net::error::NetError;
 use crate::stages::messages::{DidJob, News, Point, Probe};
@@ -174,7 +174,8 @@ async fn ask(tools: &Tools, did: &Did) -> Result<Outcome, (Failure, HostSignal)>
     let failed = |error: NetError| (of_directory(&error), signal_of_directory(&error));
     let response = tools.client.get(&url, &request).await.map_err(failed)?;
     let (status, headers) = (response.status(), response.headers().clone());
-    let body = read_capped(response, DOCUMENT_BYTES_MAX).await.map_err(failed)?;
+    // One byte more than a document may have: what is too long is its owner's fault, and judged as such.
+    let body = read_up_to(response, DOCUMENT_BYTES_MAX + 1).await.map_err(failed)?;
     let now_ms = tools.clock.wall_ms();
     Ok(match did.method() {
         DidMethod::Plc => plc::outcome(did, status, &headers, &body, now_ms),

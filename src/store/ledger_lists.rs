@@ -120,6 +120,8 @@ impl Rows {
                  GROUP BY state, reason;
              DELETE FROM wanted; RELEASE list;",
         )?;
+        // The totals are new, and know what happened before in this transaction.
+        self.changes.clear();
         self.one::<i64>("SELECT ifnull(sum(n), 0) FROM totals", &[]).map(|n| Ok(n.cast_unsigned()))
     }
 

@@ -45,7 +45,7 @@ pub struct Rows {
     clock: Clock,
     chance: Chance,
     /// Changes to the totals since the transaction began.
-    changes: HashMap<(i64, String), i64>,
+    pub(crate) changes: HashMap<(i64, String), i64>,
     /// What this process decided, committed and with the open transaction.
     run: [RunCounts; 2],
     /// Figures of the open transaction.

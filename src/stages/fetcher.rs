@@ -236,11 +236,13 @@ async fn receive(
     let _socket = tools.memory.try_take(SOCKET_BYTES);
     let mut framer = Framer::new(tools.repo_bytes_max);
     let mut spool = tools.spools.open();
-    let mut has_begun = false;
+    let (mut has_begun, mut has_paused) = (false, false);
     loop {
         let chunk = match response.chunk().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
+            // While the disk was full nobody read: a host that did not wait for that is not to blame.
+            Err(_) if has_paused => return Err(News::GivenBack),
             Err(error) => return Err(News::Failed(error.failure())),
         };
         if !has_begun {
@@ -248,7 +250,7 @@ async fn receive(
             has_begun = true;
         }
         framer.push(&chunk).map_err(of_repo)?;
-        write(tools, &mut spool, &chunk).await?;
+        has_paused |= write(tools, &mut spool, &chunk).await?;
         telemetry::progressed(tools.clock.wall_ms());
     }
     if !has_begun {
@@ -264,7 +266,8 @@ fn of_repo(error: RepoError) -> News {
     News::Failed(Failure::new(error.cause(), error.last_error(), error.to_string()))
 }
 
-async fn write(tools: &Tools, spool: &mut Spool, chunk: &Bytes) -> Result<(), News> {
+/// Says whether it had to wait for space.
+async fn write(tools: &Tools, spool: &mut Spool, chunk: &Bytes) -> Result<bool, News> {
     let mut has_paused = false;
     loop {
         match spool.write(chunk) {
@@ -272,7 +275,7 @@ async fn write(tools: &Tools, spool: &mut Spool, chunk: &Bytes) -> Result<(), Ne
                 if has_paused {
                     tools.health.cleared(WRITER);
                 }
-                return Ok(());
+                return Ok(has_paused);
             }
             Err(SpoolError::NoRoom) => return Err(News::TooLargeForNow),
             Err(SpoolError::TooLarge) => {

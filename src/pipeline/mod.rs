@@ -28,7 +28,7 @@ use crate::net::pace::PaceLimits;
 use crate::seed::Chance;
 use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
-use crate::stages::scheduler::{Message, Observed, Progress, Scheduler};
+use crate::stages::scheduler::{Message, Observed, Progress, Scheduler, WRITER};
 use crate::stages::{exporter, fetcher, parser, resolver};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
@@ -271,10 +271,14 @@ impl Pipeline {
     /// What ended the data directory, if something did.
     pub async fn stop(self) -> Result<(), Arc<StoreError>> {
         let scheduler = self.scheduler.borrow().clone();
-        if let Some(scheduler) = scheduler.filter(|_| self.health.failure().is_none()) {
+        // On a full disk nothing would be finished; what is merely below limits.disk_free can be.
+        let is_full = self.health.watch().borrow().full.keys().any(|writer| *writer != WRITER);
+        let may_finish = self.health.failure().is_none() && !is_full;
+        if let Some(scheduler) = scheduler.filter(|_| may_finish) {
             let millis = u64::try_from(DRAIN.as_millis()).unwrap_or(u64::MAX);
             let _drained = ractor::call_t!(scheduler, Message::Drain, millis);
         }
+        self.health.end_waiting();
         let _stopped = ractor::call!(self.supervisor, supervisor::Command::Stop);
         if let Some(error) = self.health.failure() {
             return Err(error);

@@ -134,6 +134,9 @@ impl Actor for Exporter {
         if let Err(error) = taken {
             // The process ends; a restart of this actor would only try again what must not be tried again.
             state.health.fail(error);
+            if state.health.is_ending() {
+                return Ok(());
+            }
             futures::future::pending::<()>().await;
         }
         if !state.group.is_empty() && (!had_group || generation != state.generation) {
@@ -383,7 +386,7 @@ impl State {
     }
 
     async fn wait_or_fail(&self, error: StoreError) -> Result<(), StoreError> {
-        if !error.is_full() {
+        if !error.is_full() || self.health.is_ending() {
             return Err(error);
         }
         self.health.pause(WRITER, &error).await;

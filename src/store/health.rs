@@ -21,6 +21,8 @@ pub struct Condition {
     pub full: BTreeMap<&'static str, String>,
     /// What ended everything.
     pub failed: Option<Arc<StoreError>>,
+    /// The process was asked to stop: nobody waits for space any more.
+    pub ending: bool,
 }
 
 /// Reports and watches the condition; clones are the same one.
@@ -46,8 +48,22 @@ impl Health {
         !self.0.borrow().full.is_empty()
     }
 
-    /// Ends everything, unless something has before.
+    /// From now on a full disk ends whoever waits for it; what was not written is found by the next start.
+    pub fn end_waiting(&self) {
+        self.0.send_modify(|condition| condition.ending = true);
+    }
+
+    /// Whether nobody is to wait for space any more.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.0.borrow().ending
+    }
+
+    /// Ends everything, unless something has before; a full disk does not when the process ends anyway.
     pub fn fail(&self, error: StoreError) {
+        if error.is_full() && self.is_ending() {
+            return;
+        }
         tracing::error!(%error, "the data directory can no longer be written");
         self.0.send_if_modified(|condition| {
             let is_first = condition.failed.is_none();
@@ -77,7 +93,7 @@ impl Health {
     /// Runs `work` on a thread of its own until the disk is no longer full.
     ///
     /// # Errors
-    /// Whatever else `work` finds.
+    /// Whatever else `work` finds; the full disk itself once nobody is to wait for it any more.
     #[allow(clippy::disallowed_methods, reason = "a thread of its own that only waits for space")]
     pub fn wait_out<T>(
         &self,
@@ -88,6 +104,9 @@ impl Health {
             match work() {
                 Err(error) if error.is_full() && self.failure().is_none() => {
                     self.full(writer, &error);
+                    if self.is_ending() {
+                        return Err(error);
+                    }
                     std::thread::sleep(DISK_FULL_RETRY);
                 }
                 done => {
@@ -125,6 +144,11 @@ mod tests {
         assert!(!health.is_full());
         let damaged = || StoreError::Damaged { path: "x".into(), what: String::new() };
         assert!(health.wait_out::<()>("test", || Err(damaged())).is_err());
+        let ending = Health::default();
+        ending.end_waiting();
+        assert!(ending.wait_out::<()>("test", || Err(full())).is_err_and(|error| error.is_full()));
+        ending.fail(full());
+        assert!(ending.failure().is_none() && ending.is_full());
         health.fail(damaged());
         health.fail(full());
         assert!(matches!(health.failure().as_deref(), Some(StoreError::Damaged { .. })));

@@ -167,9 +167,13 @@ impl Follower {
     }
 
     fn gone(&self) -> StoreError {
-        let failure = self.ledger.health.failure();
+        let (path, health) = (std::path::PathBuf::from("state.db"), &self.ledger.health);
+        let failure = health.failure();
+        if failure.is_none() && health.is_ending() && health.is_full() {
+            return StoreError::Full { path, free_bytes: 0 };
+        }
         let text = failure.map_or_else(|| LedgerGone.to_string(), |error| error.to_string());
-        StoreError::Io { path: "state.db".into(), source: std::io::Error::other(text) }
+        StoreError::Io { path, source: std::io::Error::other(text) }
     }
 }
 

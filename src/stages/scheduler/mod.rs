@@ -47,7 +47,7 @@ use self::terms::{Dispatch, Now, PlanLimits, Room};
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// Who waits, in the log, when space is short.
-const WRITER: &str = "scheduler";
+pub const WRITER: &str = "scheduler";
 
 /// What the stage is told.
 pub enum Message {

@@ -956,18 +956,23 @@ size=$1 disk=$2 orders=$3; shift 3
 mount -t tmpfs -o size=$size,mode=750 skyfill "$disk" || exit 99
 ( while [ ! -e "$orders/stop" ]; do
     if [ -e "$orders/fill" ]; then cat /dev/zero > "$disk/filler" 2>/dev/null; rm "$orders/fill"; fi
+    if [ -e "$orders/term" ]; then kill -TERM $(cat "$disk/data/lock"); rm "$orders/term"; fi
+    if [ -e "$orders/almost" ]; then
+        cat /dev/zero > "$disk/filler" 2>/dev/null; truncate -s -1M "$disk/filler"; rm "$orders/almost"
+    fi
     if [ -e "$orders/free" ]; then rm -f "$disk/filler" "$orders/free"; fi
     sleep 0.02
   done ) &
 "$@"
 code=$?
-if [ -e "$orders/again" ]; then
-    for how in ro rw; do
-        mount -o remount,$how "$disk"
-        "$@" > "$orders/$how.out" 2> "$orders/$how.err"
-        echo $? > "$orders/$how.code"
-    done
-fi
+for how in $(cat "$orders/again" 2>/dev/null); do
+    case $how in
+        free) rm -f "$disk/filler" ;;
+        *) mount -o remount,$how "$disk" ;;
+    esac
+    "$@" > "$orders/$how.out" 2> "$orders/$how.err"
+    echo $? > "$orders/$how.code"
+done
 touch "$orders/stop"; wait
 cp -a "$disk/data" "$orders/data"
 exit $code
@@ -1065,7 +1070,7 @@ fn a_read_only_disk_is_refused_by_name_and_harms_nothing() {
     let bench = Bench::new(63, 6, 20);
     let dids = bench.dids();
     std::fs::create_dir_all(bench.path("orders")).unwrap();
-    std::fs::write(bench.path("orders/again"), "").unwrap();
+    std::fs::write(bench.path("orders/again"), "ro rw").unwrap();
     let Some(disk) = OnDisk::start(&bench, "64m", &["--dids", &dids]) else { return };
     let finished = disk.running.finish(PATIENCE);
     assert_eq!(finished.code, Some(0), "{finished:#?}");
@@ -1075,4 +1080,55 @@ fn a_read_only_disk_is_refused_by_name_and_harms_nothing() {
     assert!(said.contains("/disk/data") && said.to_lowercase().contains("read-only"), "{said}");
     assert_eq!(read("rw.code").trim(), "0", "{}", read("rw.err"));
     judge(&disk.orders.join("data"), bench.network.expected(), &Options::default()).assert_clean();
+}
+
+#[test]
+fn a_host_that_does_not_wait_for_space_is_not_to_blame() {
+    // A repository of about 3 MB, which is more than what is left.
+    let bench = Bench::new(64, 1, 8_000);
+    bench.network.warm();
+    let slow = Fault::SlowHeaders(Duration::from_secs(2));
+    bench.network.faults().script(Place::Directory, Target::Any, [slow], Then::Heal);
+    bench.network.faults().once(bench.did(0), Fault::Drop(At::LastBlock));
+    let did = bench.did(0).to_owned();
+    let more = ["--dids", did.as_str(), "--set", "limits.spool_memory=64KiB"];
+    let Some(disk) = OnDisk::start(&bench, "64m", &more) else { return };
+    disk.says("accounts listed", 1);
+    disk.order("almost");
+    disk.says("the disk is full, everything waits writer=spool", 1);
+    disk.order("free");
+    let finished = disk.running.finish(PATIENCE);
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    bench.network.faults().assert_fired(&["drop"]);
+    assert_eq!(bench.network.repo_requests(&did), 2);
+    let data = disk.orders.join("data");
+    let arguments = ["status", &did, "--json", "--data-dir", data.to_str().unwrap()];
+    let status = skyfill().run(&arguments, PATIENCE).expect_code(0).json();
+    assert_eq!((&status["state"], &status["attempts"]), (&json!("done"), &json!(0)), "{status}");
+    judge(&data, bench.network.expected(), &Options::default()).assert_clean();
+}
+
+#[test]
+fn a_run_that_waits_for_space_can_be_stopped_and_goes_on_later() {
+    let bench = slow_bench(65);
+    let dids = bench.dids();
+    let Some(disk) = OnDisk::start(&bench, "40m", &["--dids", &dids, "--batch-size", "2"]) else {
+        return;
+    };
+    std::fs::write(disk.orders.join("again"), "free").unwrap();
+    disk.says("accounts listed", 1);
+    wait_until(&disk.running, "transfers", || bench.network.faults().fired("slow_headers") > 6);
+    disk.order("fill");
+    disk.says("the disk is full, everything waits", 1);
+    disk.order("term");
+    let asked = Instant::now();
+    wait_until(&disk.running, "the end", || disk.running.stdout().contains("\"interrupted\":true"));
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+    let took = asked.elapsed();
+    let finished = disk.running.finish(PATIENCE);
+    assert_eq!(finished.code, Some(130), "{finished:#?}");
+    let read = |name: &str| std::fs::read_to_string(disk.orders.join(name)).unwrap();
+    assert_eq!(read("free.code").trim(), "0", "{}", read("free.err"));
+    judge(&disk.orders.join("data"), bench.network.expected(), &Options::default()).assert_clean();
+    println!("stopped within {took:.1?} on a full disk");
 }

@@ -311,6 +311,15 @@ fn a_dead_host_ends_all_its_accounts_the_last_one_too() {
             assert_eq!(account.last_error, Some(LastError::Http5xx));
             assert_eq!(account.attempts, 0, "nobody else showed that the host works");
         }
+        // Three faults open the circuit: for 30 s, then twice as long each time up to 330 s, there is one request at a time.
+        let asked = &simulation.asked[0];
+        let quick = asked.iter().take_while(|at| **at < asked[0] + 25 * SECOND).count();
+        assert!(quick <= 3 + 3, "{quick} requests before the circuit was open");
+        let probes: Vec<f64> = asked[quick..].iter().map(Duration::as_secs_f64).collect();
+        let gaps: Vec<f64> = probes.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        for (gap, least) in gaps.iter().zip([60.0, 120.0, 240.0, 330.0, 330.0]) {
+            assert!((least..least + 10.0).contains(gap), "{gaps:?}");
+        }
         let took = simulation.now.as_secs_f64();
         println!("{count} accounts of a dead host: {took:.0} s");
         assert!((3_600.0..3_600.0 + 400.0).contains(&took), "{took} s of patience");

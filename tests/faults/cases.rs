@@ -646,6 +646,22 @@ pub fn slow() -> Vec<Case> {
             "done, 0 charged",
             Fault::RateLimited(Wait::Text("soon".to_owned())),
         ),
+        scripted(
+            "a host that speaks no TLS",
+            "handshake",
+            Place::Directory,
+            Then::Repeat,
+            "host_unavailable, tls, 0 charged",
+            |victim| vec![Fault::Endpoint(victim.host.replace("http:", "https:"))],
+        ),
+        scripted(
+            "a port that nobody listens on",
+            "connect",
+            Place::Directory,
+            Then::Repeat,
+            "host_unavailable, connect, 0 charged",
+            |_| vec![Fault::Endpoint("http://127.0.0.1:1".to_owned())],
+        ),
         repo(
             "a drip below the minimum rate",
             WHOLE,

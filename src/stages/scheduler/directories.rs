@@ -9,7 +9,8 @@ use crate::net::pace::{HostPace, HostState, PaceLimits, Turn};
 use crate::seed::Chance;
 use crate::stages::messages::PermitNews;
 
-/// Web hosts whose pace is remembered; beyond that the idle ones are forgotten.
+/// Web hosts whose pace is remembered; beyond that the idle ones are forgotten, and if there are none, all that are not asked
+/// just now: thousands of strangers' hosts that are away must not take memory, nor a look at each for every account.
 const WEB_HOSTS_MAX: usize = 4_096;
 
 /// A web host whose turn is at no known time: its account comes again after this long.
@@ -73,6 +74,9 @@ impl Directories {
     pub fn take_web(&mut self, host: &str, now: Instant) -> Result<(), Duration> {
         if self.web.len() >= WEB_HOSTS_MAX {
             self.web.retain(|_, pace| !pace.is_idle(now));
+            if self.web.len() >= WEB_HOSTS_MAX {
+                self.web.retain(|_, pace| pace.active() > 0);
+            }
         }
         let limits = self.web_limits;
         let pace = self.web.entry(host.to_owned()).or_insert_with(|| HostPace::new(limits, now));
@@ -180,5 +184,13 @@ mod tests {
             directories.web_news(&name, &PermitNews::Returned, at, &chance);
         }
         assert!(directories.web.len() <= WEB_HOSTS_MAX);
+        let away = PermitNews::Said(HostSignal::Fault(LastError::Dns));
+        for number in 0..10_000 {
+            let name = format!("away{number}.example");
+            assert!(directories.take_web(&name, now).is_ok());
+            directories.web_news(&name, &away, now, &chance);
+            directories.web_news(&name, &PermitNews::Returned, now, &chance);
+            assert!(directories.web.len() <= WEB_HOSTS_MAX);
+        }
     }
 }

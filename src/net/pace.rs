@@ -141,7 +141,6 @@ pub struct HostPace {
     parked_until: Instant,
     circuit: Circuit,
     silence: Option<Silence>,
-    last_usable_at: Option<Instant>,
 }
 
 /// The present or last wait for refusals.
@@ -198,7 +197,6 @@ impl HostPace {
             parked_until: now,
             circuit: Circuit::Closed { faults: 0 },
             silence: None,
-            last_usable_at: None,
         }
     }
 
@@ -301,6 +299,15 @@ impl HostPace {
         (until > now).then_some(until)
     }
 
+    /// Whether a turn that was taken before is not to be used any more: the host has refused, said that nothing is left, or
+    /// its circuit has opened. A turn that was the last of those announced is good.
+    #[must_use]
+    pub fn holds(&self, now: Instant) -> bool {
+        let is_open =
+            matches!(self.circuit, Circuit::Open { until, is_probing: false, .. } if until > now);
+        is_open || self.refusal.until.max(self.parked_until) > now
+    }
+
     /// Permits out.
     #[must_use]
     pub fn active(&self) -> usize {
@@ -323,12 +330,6 @@ impl HostPace {
         is_free && is_healthy && !is_slowed && !is_bounded
     }
 
-    /// Whether a usable answer came later than `since`.
-    #[must_use]
-    pub fn usable_since(&self, since: Instant) -> bool {
-        self.last_usable_at.is_some_and(|at| at > since)
-    }
-
     /// How long nothing usable came although the host was asked; nothing if the last answer was usable.
     #[must_use]
     pub fn silence(&self, now: Instant) -> Duration {
@@ -348,7 +349,6 @@ impl HostPace {
     }
 
     fn usable(&mut self, window: RateWindow, is_late: bool, now: Instant, chance: &Chance) {
-        self.last_usable_at = Some(now);
         self.silence = None;
         self.circuit = Circuit::Closed { faults: 0 };
         self.announce(window, now, chance);
@@ -465,6 +465,29 @@ mod tests {
 
     fn usable() -> HostSignal {
         HostSignal::Usable(RateWindow::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_is_held_back_by_what_came_after_it_and_not_by_being_the_last() {
+        let (now, chance) = (Clock::system().now(), Chance::seeded(1));
+        let fresh = || HostPace::new(limits(10.0, 4), now);
+        let mut last = fresh();
+        last.note(&announced(1, 60.0), now, &chance);
+        let turn = now + seconds(30.0);
+        assert_eq!(last.take(turn), Turn::Go { probe: false });
+        assert!(last.resume_at(turn).is_some() && !last.holds(turn));
+        last.note(&announced(0, 30.0), turn, &chance);
+        assert!(last.holds(turn) && !last.holds(turn + seconds(34.0)));
+        let mut refused = fresh();
+        refused.note(&HostSignal::Refused(Some(seconds(9.0))), now, &chance);
+        assert!(refused.holds(now) && !refused.holds(now + seconds(10.0)));
+        let mut open = fresh();
+        for _ in 0..3 {
+            open.note(&HostSignal::Fault(LastError::Connect), now, &chance);
+        }
+        assert!(open.holds(now));
+        assert_eq!(open.take(now + seconds(30.0)), Turn::Go { probe: true });
+        assert!(!open.holds(now + seconds(30.0)), "the probe itself goes out");
     }
 
     fn announced(remaining: u64, reset: f64) -> HostSignal {
@@ -932,7 +955,6 @@ mod tests {
         assert_eq!(host.pace.state(host.now), HostState::Waiting);
         host.assert_waits(5.0);
         assert!(host.pace.silence(host.now) >= seconds(30.0));
-        assert!(!host.pace.usable_since(host.start));
         // Alive again, so a full row is needed, and the first circuit is short.
         host.ask(FAULT);
         host.ask(FAULT);
@@ -963,8 +985,6 @@ mod tests {
         let mut host = Host::new(10.0, 4);
         assert_eq!(host.pace.silence(host.now), Duration::ZERO);
         host.after(90_000.0).ask(usable());
-        let seen = host.now;
-        assert!(host.pace.usable_since(host.start) && !host.pace.usable_since(seen));
         host.after(90_000.0).ask(refused(300.0));
         assert_eq!(host.pace.silence(host.now), Duration::ZERO);
         host.after(600.0);
@@ -988,7 +1008,6 @@ mod tests {
             (host.pace.patience_over(host.now), host.pace.silence(host.now)),
             (None, Duration::ZERO)
         );
-        assert!(host.pace.usable_since(seen));
     }
 
     #[test]

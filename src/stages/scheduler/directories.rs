@@ -102,10 +102,10 @@ impl Directories {
         self.plc_at
     }
 
-    /// Whether the PLC directory is not to be asked before some later time.
+    /// Whether the PLC directory has refused or gone away since a turn was taken, which is then not to be used.
     #[must_use]
     pub fn plc_holds(&self, now: Instant) -> bool {
-        self.plc.resume_at(now).is_some()
+        self.plc.holds(now)
     }
 
     /// Whether the PLC directory refuses or is away.

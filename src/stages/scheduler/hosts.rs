@@ -257,10 +257,10 @@ impl Hosts {
         self.entries.get(&id).map_or(0, |entry| entry.left)
     }
 
-    /// Whether a host is not to be asked before some later time.
+    /// Whether a host has refused or gone away since a turn of it was taken, which is then not to be used.
     #[must_use]
-    pub fn waits(&self, id: i64, now: Instant) -> bool {
-        self.entries.get(&id).is_some_and(|entry| entry.pace.resume_at(now).is_some())
+    pub fn holds(&self, id: i64, now: Instant) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.pace.holds(now))
     }
 
     /// Ready accounts that count against resolving more: at most 100 a host, none of a host that waits.
@@ -527,7 +527,7 @@ mod tests {
         said(&mut hosts, 0, &HostSignal::Refused(Some(60 * SECOND)), now);
         hosts.returned(0, now);
         assert_eq!(hosts.counted(), 30);
-        assert!(hosts.waits(0, now) && !hosts.waits(1, now));
+        assert!(hosts.holds(0, now) && !hosts.holds(1, now));
         assert!(hosts.has_eligible(now + 70 * SECOND));
         assert_eq!(hosts.counted(), 130);
     }
@@ -545,7 +545,7 @@ mod tests {
         let over = said(&mut hosts, 3, &fault, now + 11 * SECOND);
         assert_eq!(over, Some(LastError::Connect));
         assert_eq!(said(&mut hosts, 3, &fault, now + 12 * SECOND), None, "patience begins anew");
-        assert!(hosts.waits(3, now + 13 * SECOND), "its circuit is still open");
+        assert!(hosts.holds(3, now + 13 * SECOND), "its circuit is still open");
         hosts.know(row(4, 1, 120_000), now);
         assert_eq!(hosts.unsaved_silences(now), [(3, 0)]);
         said(&mut hosts, 4, &HostSignal::Usable(RateWindow::default()), now);

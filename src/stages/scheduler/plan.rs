@@ -294,7 +294,7 @@ impl Plan {
         is_probe: bool,
         now: Now,
     ) -> Option<Dispatch> {
-        if self.hosts.waits(host, now.at) {
+        if self.hosts.holds(host, now.at) {
             self.hosts.returned(host, now.at);
             self.events.push((leased.id, Event::GivenBack));
             return None;

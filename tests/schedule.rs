@@ -22,6 +22,8 @@ mod books;
 #[path = "schedule/simulation.rs"]
 mod simulation;
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use books::{Books, Memory, OnDisk};
@@ -32,7 +34,7 @@ use skyfill::config::targets::Target;
 use skyfill::domain::account::AccountId;
 use skyfill::domain::did::Did;
 use skyfill::domain::ledger::{Account, Event, LedgerPolicy, State};
-use skyfill::domain::verdict::{Cause, Failure, LastError, Reason};
+use skyfill::domain::verdict::{Cause, Failure, HostSignal, LastError, RateWindow, Reason};
 use skyfill::net::pace::PaceLimits;
 use skyfill::stages::scheduler::hosts::Hosts;
 use skyfill::store::error::StoreError;
@@ -201,6 +203,33 @@ fn a_host_that_refuses_is_left_alone_for_as_long_as_it_says() {
     let (early, most) = (after[0] + 2 * SECOND, most_within(&after, SECOND));
     let in_two = after.iter().filter(|at| **at < early).count();
     assert!(in_two <= 14 && most <= 9, "{in_two} in the first 2 s, at most {most} in one");
+}
+
+#[test]
+fn a_host_that_announces_what_is_left_never_has_to_refuse_and_is_used_to_the_full() {
+    const LIMIT: u64 = 20;
+    let window = 10 * SECOND;
+    let (used, refused) = (Rc::new(RefCell::new((0, 0))), Rc::new(Cell::new(0)));
+    let refusals = Rc::clone(&refused);
+    let behaviour: Behaviour = Box::new(move |_, now, _| {
+        let number = now.as_secs() / window.as_secs();
+        let mut used = used.borrow_mut();
+        *used = if used.0 == number { (number, used.1 + 1) } else { (number, 1) };
+        let reset = window * u32::try_from(number + 1).unwrap() - now;
+        if used.1 > LIMIT {
+            refusals.set(refusals.get() + 1);
+            return Reply::refused(Some(reset));
+        }
+        let told = RateWindow { remaining: Some(LIMIT - used.1), reset: Some(reset) };
+        Reply { signal: HostSignal::Usable(told), ..Reply::good() }
+    });
+    let homes = vec![0; 600];
+    let mut simulation = warm(&homes, behaviour);
+    simulation.run(HOUR, |_| false);
+    let (took, ideal) = (simulation.now.as_secs_f64(), 600.0 / 2.0);
+    println!("announced: {took:.0} s, ideal {ideal:.0} s, {} refusals", refused.get());
+    assert_eq!(refused.get(), 0);
+    assert!(took <= ideal * 1.1, "{took} s instead of {ideal} s");
 }
 
 /// Ledger rows begin at 1: nobody is at 0.

@@ -6,10 +6,11 @@
 //! next mailbox passes the pressure back to the scheduler. The mailbox outlives its actor: the supervisor rebinds it, and
 //! senders that wait meanwhile lose nothing.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use ractor::{ActorRef, Message, MessagingErr};
+use ractor::{ActorRef, Message, MessagingErr, RpcReplyPort};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// A message with the place it takes in its mailbox.
@@ -36,6 +37,33 @@ impl Drop for Slot {
     }
 }
 
+/// What a stage is told: work, or the question whether it still takes any.
+#[derive(Debug)]
+pub enum Told<M> {
+    /// Work with its place.
+    Work(Envelope<M>),
+    /// Answered at once by a stage that is alive.
+    Beat(RpcReplyPort<()>),
+}
+
+impl<M> Told<M> {
+    /// The work; a question is answered instead.
+    #[must_use]
+    pub fn work(self) -> Option<Envelope<M>> {
+        match self {
+            Self::Work(envelope) => Some(envelope),
+            Self::Beat(reply) => {
+                // Whoever asked may have lost patience.
+                let _gone = reply.send(());
+                None
+            }
+        }
+    }
+}
+
+/// Asks the bound actor for a heartbeat; whether it was there to be asked.
+type Ask = Arc<dyn Fn(RpcReplyPort<()>) -> bool + Send + Sync>;
+
 /// Hands an envelope to the bound actor, or back if that actor is dead.
 type Deliver<M> = Arc<dyn Fn(Envelope<M>) -> Result<(), Envelope<M>> + Send + Sync>;
 
@@ -48,6 +76,9 @@ struct Inner<M> {
     stage: &'static str,
     capacity: usize,
     bound: watch::Sender<Option<Deliver<M>>>,
+    heart: Mutex<Option<Ask>>,
+    /// The stage waits for somebody outside and says so: it cannot answer, and is not ill.
+    is_resting: AtomicBool,
     permits: Arc<Semaphore>,
     depth: Arc<AtomicUsize>,
     freed: Arc<tokio::sync::Notify>,
@@ -71,6 +102,8 @@ impl<M: Send + 'static> Mailbox<M> {
             stage,
             capacity,
             bound: watch::Sender::new(None),
+            heart: Mutex::default(),
+            is_resting: AtomicBool::new(false),
             permits: Arc::new(Semaphore::new(capacity)),
             depth: Arc::default(),
             freed: Arc::default(),
@@ -89,6 +122,47 @@ impl<M: Send + 'static> Mailbox<M> {
     /// Binds the mailbox to a ractor actor that takes envelopes as its messages.
     pub fn bind_actor(&self, actor: ActorRef<Envelope<M>>) {
         self.bind_with(actor, |envelope| envelope, Some);
+    }
+
+    /// Binds the mailbox to a stage, and its heartbeats too.
+    pub fn bind_stage(&self, stage: ActorRef<Told<M>>) {
+        self.bind_heart(stage.clone(), Told::Beat);
+        self.bind_with(stage, Told::Work, |told| match told {
+            Told::Work(envelope) => Some(envelope),
+            Told::Beat(_) => None,
+        });
+    }
+
+    /// Binds the heartbeats of the stage behind the mailbox: `wrap` makes the question a message of its own.
+    pub fn bind_heart<A: Message>(
+        &self,
+        actor: ActorRef<A>,
+        wrap: impl Fn(RpcReplyPort<()>) -> A + Send + Sync + 'static,
+    ) {
+        let ask: Ask = Arc::new(move |reply| actor.send_message(wrap(reply)).is_ok());
+        *self.heart() = Some(ask);
+        self.inner.is_resting.store(false, Ordering::Release);
+    }
+
+    /// Whether the stage answers within `patience`, or rests.
+    pub async fn beats(&self, patience: Duration) -> bool {
+        let ask = self.heart().clone();
+        let Some(ask) = ask else { return false };
+        let (answer, answered) = ractor::concurrency::oneshot();
+        let is_there = ask(answer.into());
+        let is_alive =
+            is_there && matches!(tokio::time::timeout(patience, answered).await, Ok(Ok(())));
+        is_alive || self.inner.is_resting.load(Ordering::Acquire)
+    }
+
+    /// The stage says that it waits for somebody outside from now on, or no longer does.
+    pub fn rest(&self, is_resting: bool) {
+        self.inner.is_resting.store(is_resting, Ordering::Release);
+    }
+
+    fn heart(&self) -> MutexGuard<'_, Option<Ask>> {
+        // Whatever happened to another holder, a question is whole or not there.
+        self.inner.heart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Binds the mailbox to a ractor actor whose messages wrap envelopes; `unwrap` undoes `wrap`.
@@ -203,10 +277,55 @@ impl<M: Send + 'static> Mailbox<M> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-    use std::time::Duration;
+    use ractor::{Actor, ActorProcessingErr};
 
     use super::*;
+
+    /// Answers until it is told the number 0, and then never again.
+    struct Stage;
+
+    impl Actor for Stage {
+        type Msg = Told<u8>;
+        type State = ();
+        type Arguments = Mailbox<u8>;
+
+        async fn pre_start(
+            &self,
+            myself: ActorRef<Told<u8>>,
+            mailbox: Mailbox<u8>,
+        ) -> Result<(), ActorProcessingErr> {
+            mailbox.bind_stage(myself);
+            Ok(())
+        }
+
+        async fn handle(
+            &self,
+            _: ActorRef<Told<u8>>,
+            told: Told<u8>,
+            (): &mut (),
+        ) -> Result<(), ActorProcessingErr> {
+            if told.work().is_some_and(|envelope| envelope.message == 0) {
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stage_that_hangs_has_no_heartbeat_unless_it_said_that_it_rests() {
+        let (mailbox, patience) = (Mailbox::new("test", 2), Duration::from_secs(5));
+        assert!(!mailbox.beats(patience).await, "nobody is there");
+        let (stage, _) = Actor::spawn(None, Stage, mailbox.clone()).await.unwrap();
+        mailbox.send(1).await.unwrap();
+        assert!(mailbox.beats(patience).await);
+        mailbox.send(0).await.unwrap();
+        assert!(!mailbox.beats(patience).await);
+        mailbox.rest(true);
+        assert!(mailbox.beats(patience).await);
+        stage.kill();
+        let (_again, _) = Actor::spawn(None, Stage, mailbox.clone()).await.unwrap();
+        assert!(mailbox.beats(patience).await, "its successor has one");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_mailbox_makes_the_sender_wait_until_a_slot_is_dropped() {

@@ -32,7 +32,7 @@ pub fn selection_of_word(word: &str) -> Result<Selection, CommandError> {
 ///
 /// # Errors
 /// [`CommandError`]: no ledger there, another process holds it, or the disk.
-pub fn run(data_dir: &Path, selection: &Selection) -> Result<usize, CommandError> {
+pub fn run(data_dir: &Path, selection: &Selection) -> Result<u64, CommandError> {
     let path = ledger_in(data_dir)?;
     let _dir = DataDir::open(data_dir)?;
     let policy = LedgerPolicy::default();

@@ -20,6 +20,7 @@ use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
 use crate::store::journal::Journal;
 use crate::store::ledger_rows::Rows;
+use crate::store::listing::{ListingError, Staged};
 use crate::transform::Transformer;
 
 /// Name of the ledger in a data directory.
@@ -82,7 +83,20 @@ impl Data {
         &mut self,
         targets: impl Iterator<Item = Result<Target, E>>,
     ) -> Result<Result<u64, E>, StoreError> {
-        self.rows.transaction(|rows| rows.list(targets))
+        let nobody = |_| {};
+        let staged = match Staged::read(&self.dir.join("spool"), targets, &nobody)? {
+            Ok(staged) => staged,
+            Err(error) => return Ok(Err(error)),
+        };
+        let listed = staged
+            .know(&mut self.rows, &nobody)
+            .and_then(|known| known.swap(&mut self.rows, &nobody));
+        match listed {
+            Ok(listed) => Ok(Ok(listed)),
+            Err(ListingError::Store(error)) => Err(error),
+            // Only a running pipeline has a writer that can be gone.
+            Err(ListingError::Gone(gone)) => Err(StoreError::Config(gone.to_string())),
+        }
     }
 
     /// Whether listed accounts were exported under another filter; with `refilter` they are put back instead, to be exported

@@ -9,9 +9,11 @@
 pub mod data;
 mod disk;
 mod parts;
+pub mod reach;
 pub mod sampler;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
@@ -28,8 +30,8 @@ use crate::net::pace::PaceLimits;
 use crate::seed::Chance;
 use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
-use crate::stages::scheduler::{Message, Observed, Progress, Scheduler, WRITER};
-use crate::stages::{exporter, fetcher, parser, resolver};
+use crate::stages::scheduler::{Message, Progress, Scheduler, WRITER};
+use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
@@ -37,6 +39,7 @@ use crate::store::health::{Condition, Health};
 use crate::store::spool::SpoolPool;
 
 pub use data::{Data, OtherFilter};
+pub use reach::Reach;
 
 use disk::Disk;
 use parts::{Parts, child};
@@ -152,10 +155,13 @@ pub struct Pipeline {
     ended: watch::Receiver<Option<Ended>>,
     progress: watch::Sender<Progress>,
     sampler: Sampler,
+    may_begin: Arc<AtomicBool>,
+    limits: Arc<watch::Sender<PlanLimits>>,
+    filter_hash: String,
 }
 
 impl Pipeline {
-    /// Starts the stages over `data`.
+    /// Starts the stages over `data`, and with them the work.
     ///
     /// # Errors
     /// [`StartError`].
@@ -164,14 +170,29 @@ impl Pipeline {
         settings: &Settings,
         surrounding: &Surrounding,
     ) -> Result<Self, StartError> {
+        let pipeline = Self::start_held(data, settings, surrounding).await?;
+        pipeline.reach().begin();
+        Ok(pipeline)
+    }
+
+    /// Starts the stages over `data`; no account is leased before [`Reach::begin`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start_held(
+        data: Data,
+        settings: &Settings,
+        surrounding: &Surrounding,
+    ) -> Result<Self, StartError> {
         let health = Health::default();
+        let (may_begin, filter_hash) = (Arc::default(), data.transformer.filter_hash().to_owned());
         let (clock, transformer) = (surrounding.clock.clone(), Arc::clone(&data.transformer));
         let disk = Disk::start(data, settings, &clock, &health)?;
         let budgets = Budgets::cut(settings.limits.memory);
         let mailboxes = Mailboxes::new(settings, &budgets);
         let spools = spool_pool(&disk, settings, &budgets);
         let progress = watch::Sender::new(Progress::default());
-        let (bound, scheduler) = watch::channel(None);
+        let (bound, bound_scheduler) = watch::channel(None);
         let parts = Parts {
             settings,
             surrounding,
@@ -185,9 +206,10 @@ impl Pipeline {
         let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
         let threads = Threads::start("parser", count, waiting)
             .map_err(|error| StartError::Part("a parser thread", error.to_string()))?;
-        let schedule = parts.scheduler(progress.clone());
+        let (limits, newest) = watch::channel(plan_limits(settings));
+        let schedule = parts.scheduler(progress.clone(), Arc::clone(&may_begin));
         let watched = progress.subscribe();
-        let sampler = Sampler::new(&parts, &transformer, watched, scheduler.clone());
+        let sampler = Sampler::new(&parts, &transformer, watched, bound_scheduler.clone());
         let children = vec![
             parts.exporter(),
             parts.parser(transformer, threads),
@@ -195,7 +217,11 @@ impl Pipeline {
             parts.resolver(client),
             child(
                 "scheduler",
-                move || (Scheduler, schedule.clone()),
+                move || {
+                    // A restarted scheduler works by the newest numbers, not by those of the start.
+                    let limits = *newest.borrow();
+                    (Scheduler, scheduler::Arguments { limits, ..schedule.clone() })
+                },
                 move |actor| {
                     bound.send_replace(Some(actor));
                 },
@@ -206,24 +232,53 @@ impl Pipeline {
         let (supervisor, _joined) = Actor::spawn(None, Supervisor, arguments)
             .await
             .map_err(|error| StartError::Part("a stage", error.to_string()))?;
-        tell_applied(&disk.applier, scheduler.clone());
+        tell_applied(&disk.applier, bound_scheduler.clone());
         Ok(Self {
             budgets,
             mailboxes,
             disk,
             health,
             supervisor,
-            scheduler,
+            scheduler: bound_scheduler,
             ended,
             progress,
             sampler,
+            may_begin,
+            limits: Arc::new(limits),
+            filter_hash,
         })
+    }
+
+    /// The way into it from outside.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        Reach {
+            ledger: self.disk.ledger.clone(),
+            health: self.health.clone(),
+            mailboxes: self.mailboxes.clone(),
+            scheduler: self.scheduler.clone(),
+            progress: self.progress.subscribe(),
+            may_begin: Arc::clone(&self.may_begin),
+            limits: Arc::clone(&self.limits),
+            spool: self.disk.dir.join("spool"),
+            state_db: self.disk.dir.join(data::LEDGER_FILE),
+            filter_hash: self.filter_hash.clone(),
+        }
     }
 
     /// Waits until nothing is left to do, or something has ended the pipeline.
     pub async fn ended(&self) -> PipelineEnd {
-        let (mut progress, mut ended) = (self.progress.subscribe(), self.ended.clone());
-        let mut health = self.health.watch();
+        let mut progress = self.progress.subscribe();
+        tokio::select! {
+            biased;
+            end = self.broken() => end,
+            _ = progress.wait_for(|it| it.is_finished) => PipelineEnd::Finished,
+        }
+    }
+
+    /// Waits until something has ended the pipeline.
+    pub async fn broken(&self) -> PipelineEnd {
+        let (mut health, mut ended) = (self.health.watch(), self.ended.clone());
         tokio::select! {
             biased;
             failed = health.wait_for(|it| it.failed.is_some()) => {
@@ -236,7 +291,6 @@ impl Pipeline {
                 Ok(Some(Ended::RestartStorm(stage))) => PipelineEnd::RestartStorm(stage),
                 _ => PipelineEnd::Finished,
             },
-            _ = progress.wait_for(|it| it.is_finished) => PipelineEnd::Finished,
         }
     }
 
@@ -256,12 +310,6 @@ impl Pipeline {
     #[must_use]
     pub fn condition(&self) -> watch::Receiver<Condition> {
         self.health.watch()
-    }
-
-    /// What is going on; `None` while the scheduler is being restarted.
-    pub async fn observe(&self) -> Option<Observed> {
-        let scheduler = self.scheduler.borrow().clone()?;
-        ractor::call_t!(scheduler, Message::Observe, 5_000).ok()
     }
 
     /// Stops: what is in flight is finished within 20 s or given back, nothing is charged. The progress then counts what was

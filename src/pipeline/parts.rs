@@ -1,6 +1,7 @@
 //! Parts: the stages as supervised children, made of settings, surroundings, disk, mailboxes and budgets.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use futures::FutureExt;
 use ractor::{Actor, ActorRef};
@@ -107,7 +108,11 @@ impl Parts<'_> {
     }
 
     /// What the scheduler is started with.
-    pub fn scheduler(&self, progress: watch::Sender<Progress>) -> scheduler::Arguments {
+    pub fn scheduler(
+        &self,
+        progress: watch::Sender<Progress>,
+        may_begin: Arc<AtomicBool>,
+    ) -> scheduler::Arguments {
         scheduler::Arguments {
             ledger: self.disk.ledger.clone(),
             resolver: self.mailboxes.resolver.clone(),
@@ -119,6 +124,7 @@ impl Parts<'_> {
             chance: self.surrounding.chance.clone(),
             probe: self.surrounding.probe.clone(),
             progress,
+            may_begin,
         }
     }
 }

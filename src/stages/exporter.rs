@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::actor::mailbox::{Envelope, Mailbox};
 use crate::domain::account::Revision;
@@ -44,6 +44,8 @@ pub enum Message {
     Chunk(Box<Envelope<RowChunk>>),
     /// The open group is this old now.
     SealDue(u64),
+    /// Answered at once, unless the disk or the journal is waited for.
+    Beat(RpcReplyPort<()>),
 }
 
 /// What the stage is started with.
@@ -68,6 +70,7 @@ pub struct Exporter;
 
 /// What the stage holds.
 pub struct State {
+    mailbox: Mailbox<RowChunk>,
     journal: Arc<Mutex<Journal>>,
     applier: Applier,
     rows: Budget,
@@ -112,9 +115,10 @@ impl Actor for Exporter {
             Message::Chunk(envelope) => Some(*envelope),
             _ => None,
         };
+        mailbox.bind_heart(myself.clone(), Message::Beat);
         mailbox.bind_with(myself, |envelope| Message::Chunk(Box::new(envelope)), unwrap);
         let (open, group) = (BTreeMap::new(), Vec::new());
-        Ok(State { journal, applier, rows, health, probe, open, group, generation: 0 })
+        Ok(State { mailbox, journal, applier, rows, health, probe, open, group, generation: 0 })
     }
 
     async fn handle(
@@ -130,6 +134,10 @@ impl Actor for Exporter {
             Message::Chunk(envelope) => state.take(envelope.message).await,
             Message::SealDue(due) if due == state.generation => state.seal_group().await,
             Message::SealDue(_) => Ok(()),
+            Message::Beat(reply) => {
+                let _gone = reply.send(());
+                Ok(())
+            }
         };
         if let Err(error) = taken {
             // The process ends; a restart of this actor would only try again what must not be tried again.
@@ -344,7 +352,10 @@ impl State {
         };
         if forgotten < newest {
             self.applier.wake();
+            // The applier may have to wait for a reader who holds a queue: that can take as long as the reader likes.
+            self.mailbox.rest(true);
             self.applier.forgotten_after(forgotten).await;
+            self.mailbox.rest(false);
             return Ok(None);
         }
         let mut large =
@@ -389,7 +400,9 @@ impl State {
         if !error.is_full() || self.health.is_ending() {
             return Err(error);
         }
+        self.mailbox.rest(true);
         self.health.pause(WRITER, &error).await;
+        self.mailbox.rest(false);
         Ok(())
     }
 }

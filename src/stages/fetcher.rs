@@ -14,7 +14,7 @@ use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use url::Url;
 
-use crate::actor::mailbox::{Envelope, Mailbox, Slot};
+use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::clock::Clock;
 use crate::domain::verdict::{Cause, Failure, HostSignal, LastError, Reason};
@@ -86,7 +86,7 @@ pub struct Arguments {
 pub struct Fetcher;
 
 impl Actor for Fetcher {
-    type Msg = Envelope<FetchJob>;
+    type Msg = Told<FetchJob>;
     type State = Arc<Tools>;
     type Arguments = Arguments;
 
@@ -95,17 +95,17 @@ impl Actor for Fetcher {
         myself: ActorRef<Self::Msg>,
         arguments: Arguments,
     ) -> Result<Arc<Tools>, ActorProcessingErr> {
-        arguments.mailbox.bind_actor(myself);
+        arguments.mailbox.bind_stage(myself);
         Ok(arguments.tools)
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        envelope: Self::Msg,
+        told: Self::Msg,
         tools: &mut Arc<Tools>,
     ) -> Result<(), ActorProcessingErr> {
-        let Envelope { message, slot } = envelope;
+        let Some(Envelope { message, slot }) = told.work() else { return Ok(()) };
         tools.probe.pass(Point::Stage("fetcher"));
         let work = fetch_one(message, slot, Arc::clone(tools));
         Ok(spawn_worker(myself.get_cell(), work).await?)

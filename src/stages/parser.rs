@@ -17,7 +17,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::actor::mailbox::{Envelope, Mailbox, Slot};
+use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
 use crate::actor::threads::Threads;
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::domain::account::Revision;
@@ -94,7 +94,7 @@ pub struct State {
 }
 
 impl Actor for Parser {
-    type Msg = Envelope<FetchedCar>;
+    type Msg = Told<FetchedCar>;
     type State = State;
     type Arguments = Arguments;
 
@@ -103,7 +103,7 @@ impl Actor for Parser {
         myself: ActorRef<Self::Msg>,
         arguments: Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        arguments.mailbox.bind_actor(myself);
+        arguments.mailbox.bind_stage(myself);
         let Arguments { tools, threads, .. } = arguments;
         Ok(State { tools, threads, oversized: Arc::new(Semaphore::new(1)) })
     }
@@ -111,10 +111,10 @@ impl Actor for Parser {
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        envelope: Self::Msg,
+        told: Self::Msg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let Envelope { message, slot } = envelope;
+        let Some(Envelope { message, slot }) = told.work() else { return Ok(()) };
         let (tools, threads) = (Arc::clone(&state.tools), state.threads.clone());
         tools.probe.pass(Point::Stage("parser"));
         let oversized = Arc::clone(&state.oversized);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use url::Url;
 
-use crate::actor::mailbox::{Envelope, Mailbox};
+use crate::actor::mailbox::{Envelope, Mailbox, Told};
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::clock::Clock;
 use crate::domain::did::{Did, DidMethod};
@@ -55,7 +55,7 @@ pub struct Arguments {
 pub struct Resolver;
 
 impl Actor for Resolver {
-    type Msg = Envelope<DidJob>;
+    type Msg = Told<DidJob>;
     type State = Arc<Tools>;
     type Arguments = Arguments;
 
@@ -64,16 +64,17 @@ impl Actor for Resolver {
         myself: ActorRef<Self::Msg>,
         arguments: Arguments,
     ) -> Result<Arc<Tools>, ActorProcessingErr> {
-        arguments.mailbox.bind_actor(myself);
+        arguments.mailbox.bind_stage(myself);
         Ok(arguments.tools)
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        envelope: Self::Msg,
+        told: Self::Msg,
         tools: &mut Arc<Tools>,
     ) -> Result<(), ActorProcessingErr> {
+        let Some(envelope) = told.work() else { return Ok(()) };
         let tools = Arc::clone(tools);
         tools.probe.pass(Point::Stage("resolver"));
         let work = async move {

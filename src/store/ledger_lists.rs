@@ -1,4 +1,4 @@
-//! Lists and reports over the ledger's rows: which DIDs are wanted, what became of them, and putting them back.
+//! Reports over the ledger's rows: what became of the listed DIDs, and putting them back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,14 +6,23 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use serde::Serialize;
 
-use crate::config::targets::Target;
 use crate::domain::account::{AccountId, Revision};
-use crate::domain::did::DidMethod;
 use crate::domain::ledger::{Account, Event};
-use crate::domain::verdict::Reason;
 use crate::store::error::StoreError;
-use crate::store::ledger_rows::{DONE, PARKED, QUEUED, Rows};
+use crate::store::ledger_rows::{DONE, PARKED, Rows};
 use crate::store::ledger_schema;
+
+/// Accounts put back in one transaction: at most about 50 ms of the writer.
+const RETRIED_AT_ONCE: i64 = 2_000;
+
+/// What became of some parked accounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetriedSome {
+    /// How many were put back.
+    pub retried: u64,
+    /// The row after which there may be more.
+    pub last: Option<i64>,
+}
 
 /// Which parked accounts to put back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,73 +93,6 @@ pub struct Report {
 }
 
 impl Rows {
-    /// Makes `wanted` the listed accounts; the others rest. Gives how many there are, or the first error of `wanted`; with
-    /// an error, or with nothing wanted, nothing is changed.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn list<E>(
-        &mut self,
-        wanted: impl Iterator<Item = Result<Target, E>>,
-    ) -> Result<Result<u64, E>, StoreError> {
-        self.batch(
-            "SAVEPOINT list;
-             CREATE TEMP TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY); DELETE FROM wanted;",
-        )?;
-        let mut parked = 0;
-        for target in wanted {
-            match target {
-                Ok(target) => parked += self.want(target)?,
-                Err(error) => {
-                    self.batch("ROLLBACK TO list; RELEASE list;")?;
-                    return Ok(Err(error));
-                }
-            }
-        }
-        if self.one::<bool>("SELECT NOT EXISTS (SELECT 1 FROM wanted)", &[])? {
-            self.batch("ROLLBACK TO list; RELEASE list;")?;
-            return Ok(Ok(0));
-        }
-        self.note_parked(parked);
-        self.batch(
-            "UPDATE accounts SET listed = 0 WHERE listed = 1 AND id NOT IN (SELECT id FROM wanted);
-             UPDATE accounts SET listed = 1 WHERE listed = 0 AND id IN (SELECT id FROM wanted);
-             DELETE FROM totals;
-             INSERT INTO totals SELECT state, ifnull(reason, ''), count(*) FROM accounts WHERE listed = 1
-                 GROUP BY state, reason;
-             DELETE FROM wanted; RELEASE list;",
-        )?;
-        // The totals are new, and know what happened before in this transaction.
-        self.changes.clear();
-        self.one::<i64>("SELECT ifnull(sum(n), 0) FROM totals", &[]).map(|n| Ok(n.cast_unsigned()))
-    }
-
-    /// Gives how many accounts were parked by it: one for a malformed DID that is new.
-    fn want(&mut self, target: Target) -> Result<u64, StoreError> {
-        let insert = "INSERT OR IGNORE INTO accounts (did, listed, web, state, alone, due_ms, reason, edition, rules)
-                      VALUES (?1, 0, ?2, ?3, 0, 0, ?4, 0, ?5)";
-        let mut parked = 0;
-        let name = match &target {
-            Target::Did(did) => {
-                let is_web = did.method() == DidMethod::Web;
-                let nothing = None::<&str>;
-                self.execute(insert, params![did.as_str(), is_web, QUEUED, nothing, nothing])?;
-                did.as_str()
-            }
-            Target::Malformed { cleaned, detail } => {
-                let (reason, account) =
-                    (Reason::DidInvalid, Account::parked(Reason::DidInvalid, detail));
-                let rules = serde_json::to_string(&account).unwrap_or_default();
-                let row = params![cleaned, false, PARKED, reason.as_str(), rules];
-                parked = self.execute(insert, row)? as u64;
-                cleaned.as_str()
-            }
-        };
-        let select = "INSERT OR IGNORE INTO wanted SELECT id FROM accounts WHERE did = ?1";
-        self.execute(select, [name])?;
-        Ok(parked)
-    }
-
     /// Listed accounts by public state, with what the open transaction has changed.
     ///
     /// # Errors
@@ -166,8 +108,8 @@ impl Rows {
     /// # Errors
     /// [`StoreError`].
     pub fn done_under_another_filter(&self, hash: &str) -> Result<u64, StoreError> {
-        let select =
-            "SELECT count(*) FROM accounts WHERE listed = 1 AND state = 5 AND filter IS NOT ?1";
+        let select = "SELECT count(*) FROM accounts WHERE state = 5
+                          AND (filter < ?1 OR filter > ?1 OR filter IS NULL) AND listed = 1";
         self.one(select, &[&hash]).map(i64::cast_unsigned)
     }
 
@@ -186,28 +128,44 @@ impl Rows {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn retry(&mut self, selection: &Selection) -> Result<usize, StoreError> {
-        let parked = "SELECT id FROM accounts WHERE state = 6";
-        let ids: Vec<i64> = match selection {
-            Selection::All => self.select(parked, [], |row| row.get(0))?,
-            Selection::Word(word) => {
-                let of_word = format!("{parked} AND (reason = ?1 OR last_error = ?1)");
-                self.select(&of_word, [word], |row| row.get(0))?
+    pub fn retry(&mut self, selection: &Selection) -> Result<u64, StoreError> {
+        let (mut after, mut count) = (0, 0);
+        loop {
+            let some = self.retry_some(selection, after)?;
+            count += some.retried;
+            match some.last {
+                Some(last) => after = last,
+                None => return Ok(count),
             }
-            Selection::Did(did) => {
-                self.select(&format!("{parked} AND did = ?1"), [did], |row| row.get(0))?
-            }
-        };
-        let mut count = 0;
-        for id in ids {
-            let applied = self.apply(AccountId(id), Event::Retry)?;
-            count += usize::from(!applied.after.state.is_decided());
         }
-        Ok(count)
     }
 
-    fn batch(&self, sql: &str) -> Result<(), StoreError> {
-        self.connection().execute_batch(sql).map_err(|error| self.failed(error))
+    /// Puts some parked accounts after the row `after` back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn retry_some(
+        &mut self,
+        selection: &Selection,
+        after: i64,
+    ) -> Result<RetriedSome, StoreError> {
+        let (condition, word) = match selection {
+            Selection::All => ("?3 = ''", ""),
+            Selection::Word(word) => ("(reason = ?3 OR last_error = ?3)", word.as_str()),
+            Selection::Did(did) => ("did = ?3", did.as_str()),
+        };
+        let select = format!(
+            "SELECT id FROM accounts WHERE state = 6 AND id > ?1 AND {condition} ORDER BY id LIMIT ?2"
+        );
+        let parameters = params![after, RETRIED_AT_ONCE, word];
+        let ids: Vec<i64> = self.select(&select, parameters, |row| row.get(0))?;
+        let is_full = ids.len() as u64 == RETRIED_AT_ONCE.cast_unsigned();
+        let mut some = RetriedSome { retried: 0, last: ids.last().copied().filter(|_| is_full) };
+        for id in ids {
+            let applied = self.apply(AccountId(id), Event::Retry)?;
+            some.retried += u64::from(!applied.after.state.is_decided());
+        }
+        Ok(some)
     }
 }
 
@@ -351,12 +309,14 @@ fn counts(connection: &Connection) -> rusqlite::Result<Counts> {
 mod tests {
     use super::*;
     use crate::clock::Clock;
+    use crate::config::targets::Target;
     use crate::domain::did::Did;
     use crate::domain::identity::Identity;
     use crate::domain::ledger::{Event, LedgerPolicy};
-    use crate::domain::verdict::{Cause, Failure, LastError};
+    use crate::domain::verdict::{Cause, Failure, LastError, Reason};
     use crate::seed::Chance;
     use crate::store::ledger_work::Batch;
+    use crate::store::listing::Staged;
 
     fn rows(folder: &Path) -> Rows {
         let clock = Clock::fixed(1_700_000_000_000);
@@ -371,7 +331,8 @@ mod tests {
 
     fn list(rows: &mut Rows, targets: Vec<Target>) -> u64 {
         let targets = targets.into_iter().map(Ok::<Target, String>);
-        rows.transaction(|rows| rows.list(targets)).unwrap().unwrap()
+        let staged = Staged::read(Path::new("never-written"), targets, &|_| {}).unwrap().unwrap();
+        staged.know(rows, &|_| {}).unwrap().swap(rows, &|_| {}).unwrap()
     }
 
     fn batch(rows: &mut Rows, batch: Batch) -> crate::store::ledger_work::Batched {
@@ -424,9 +385,9 @@ mod tests {
         let mut rows = rows(folder.path());
         list(&mut rows, vec![did(0), did(1)]);
         let broken = vec![Ok(did(2)), Err("not utf-8")].into_iter();
-        assert_eq!(rows.transaction(|rows| rows.list(broken)).unwrap(), Err("not utf-8"));
-        let empty = std::iter::empty::<Result<Target, String>>();
-        assert_eq!(rows.transaction(|rows| rows.list(empty)).unwrap(), Ok(0));
+        let staged = Staged::read(folder.path(), broken, &|_| {}).unwrap();
+        assert_eq!(staged.unwrap_err(), "not utf-8");
+        assert_eq!(list(&mut rows, Vec::new()), 0);
         assert_eq!(rows.counts().unwrap(), Counts { queued: 2, ..Counts::default() });
         let reader = Reader::open(&folder.path().join("state.db")).unwrap();
         assert_eq!(reader.account("did:plc:cccccccccccccccccccccccc").unwrap(), None);

@@ -137,6 +137,11 @@ impl Rows {
         Ok((rows, is_new))
     }
 
+    /// The operator's new numbers; they hold from the next event on.
+    pub fn set_policy(&mut self, policy: LedgerPolicy) {
+        self.policy = policy;
+    }
+
     /// Identity of the data directory, 32 hexadecimal digits.
     ///
     /// # Errors

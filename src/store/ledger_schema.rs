@@ -42,6 +42,11 @@ pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreEr
     Ok(schema)
 }
 
+/// What came later and changes nothing of the above: the rows of a list on its way in, and done accounts by their filter.
+const LATER: &str = "
+    CREATE TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY);
+    CREATE INDEX IF NOT EXISTS by_filter ON accounts (filter, id) WHERE state = 5;";
+
 /// Opens or makes `state.db`; gives whether it is new.
 ///
 /// # Errors
@@ -65,5 +70,6 @@ pub fn open(path: &Path, chance: &Chance) -> Result<(Connection, bool), StoreErr
         );
         connection.execute_batch(&make).map_err(failed)?;
     }
+    connection.execute_batch(LATER).map_err(failed)?;
     Ok((connection, schema == 0))
 }

@@ -52,6 +52,8 @@ pub struct Batch {
     pub hosts: Vec<(i64, usize)>,
     /// Lease one account that runs alone.
     pub alone: bool,
+    /// Look at every host's backlog anew, after all of the above.
+    pub hosts_anew: bool,
 }
 
 impl Batch {
@@ -64,6 +66,7 @@ impl Batch {
             && self.hosts.is_empty()
             && !self.promote
             && !self.alone
+            && !self.hosts_anew
             && self.plc + self.web == 0
     }
 }
@@ -81,6 +84,8 @@ pub struct Batched {
     pub fetch: Vec<(i64, Leased)>,
     /// Hosts that were asked for more than they have ready.
     pub dry: Vec<i64>,
+    /// Every host with ready accounts or a silence, if it was asked for.
+    pub hosts_anew: Option<Vec<HostRow>>,
     /// Leased to run alone; with a host if it goes to the fetcher.
     pub alone: Option<(Option<i64>, Leased)>,
     /// When the next account is due, ledger milliseconds.
@@ -137,6 +142,9 @@ impl Rows {
         }
         let next = "SELECT min(due_ms) FROM accounts WHERE listed = 1 AND state = 4";
         done.next_due_ms = self.one(next, &[])?;
+        if batch.hosts_anew {
+            done.hosts_anew = Some(self.host_rows()?);
+        }
         self.write_totals()?;
         (done.counts, done.run) = (self.counts()?, self.run_counts());
         Ok(done)
@@ -336,34 +344,4 @@ impl Rows {
 
 fn limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::Clock;
-    use crate::config::targets::Target;
-    use crate::domain::did::Did;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::domain::verdict::{Cause, Failure, Reason};
-    use crate::seed::Chance;
-
-    #[test]
-    fn a_batch_counts_what_it_has_changed_itself() {
-        let folder = tempfile::tempdir().unwrap();
-        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_000));
-        let path = folder.path().join("state.db");
-        let (mut rows, _) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
-        let did = Did::parse("did:plc:abcdefghijklmnopqrstuvwx").unwrap();
-        let wanted = [Ok::<_, StoreError>(Target::Did(did))];
-        rows.transaction(|rows| rows.list(wanted.into_iter())).unwrap().unwrap();
-        let lease = Batch { plc: 1, ..Batch::default() };
-        let leased = rows.transaction(|rows| rows.run_batch(&lease)).unwrap();
-        assert_eq!(leased.counts, Counts { active: 1, ..Counts::default() });
-        let failure = Failure::new(Cause::Terminal(Reason::NoPds), None, "no PDS entry");
-        let event = Event::Failed { failure, host_usable_ms: None };
-        let end = Batch { events: vec![(leased.plc[0].id, event)], ..Batch::default() };
-        let ended = rows.transaction(|rows| rows.run_batch(&end)).unwrap();
-        assert_eq!(ended.counts, Counts { parked: 1, ..Counts::default() });
-    }
 }

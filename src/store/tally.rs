@@ -105,6 +105,7 @@ mod tests {
     use crate::seed::Chance;
     use crate::store::error::StoreError;
     use crate::store::ledger_rows::Rows;
+    use crate::store::listing::Staged;
 
     const DID: &str = "did:plc:44ybard66vv44zksje25o7dz";
 
@@ -146,7 +147,8 @@ mod tests {
             let other = "did:plc:z72i7hdynmk6r22z27h6tvur";
             let targets =
                 [DID, other].map(|did| Ok::<_, StoreError>(Target::Did(Did::parse(did).unwrap())));
-            rows.transaction(|rows| rows.list(targets.into_iter())).unwrap().unwrap();
+            let staged = Staged::read(folder.path(), targets.into_iter(), &|_| {}).unwrap();
+            staged.unwrap().know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
             for _ in 0..2 {
                 rows.begin().unwrap();
                 work(&mut rows).unwrap();

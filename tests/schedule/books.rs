@@ -14,6 +14,7 @@ use skyfill::store::error::StoreError;
 use skyfill::store::ledger_lists::Counts;
 use skyfill::store::ledger_rows::{Applied, Place, Rows};
 use skyfill::store::ledger_work::{Batch, Batched, HostRow, Leased};
+use skyfill::store::listing::Staged;
 
 /// What the simulation wants of a ledger.
 pub trait Books {
@@ -246,8 +247,10 @@ impl OnDisk {
         let (clock, path) = (Clock::fixed(wall_ms), folder.join("state.db"));
         let (mut rows, _) = Rows::open(&path, policy, clock.clone(), Chance::seeded(6)).unwrap();
         let targets = (0..count).map(|n| Target::Did(Did::parse(&did(n)).unwrap()));
-        let listed = rows.transaction(|rows| rows.list(targets.map(Ok::<_, StoreError>)));
-        assert_eq!(listed.unwrap().unwrap(), count as u64);
+        let targets = targets.map(Ok::<_, StoreError>);
+        let staged = Staged::read(folder, targets, &|_| {}).unwrap().unwrap();
+        let listed = staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
+        assert_eq!(listed, count as u64);
         Self { rows, clock, path }
     }
 

@@ -17,6 +17,7 @@ pub mod terms;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -37,7 +38,7 @@ use crate::store::health::Health;
 use crate::store::ledger::Ledger;
 use crate::store::ledger_lists::Counts;
 use crate::store::ledger_rows::RunCounts;
-use crate::store::ledger_work::{Batched, HostRow};
+use crate::store::ledger_work::Batched;
 
 use self::hosts::HostView;
 use self::plan::Plan;
@@ -63,8 +64,8 @@ pub enum Message {
     Housekeeping,
     /// The ledger moved without us: a segment was applied, or the operator put accounts back.
     LedgerMoved,
-    /// The lists have changed.
-    Relisted(Vec<HostRow>),
+    /// The lists have changed, or accounts were put back: look at every backlog anew.
+    Relisted,
     /// New numbers.
     Limits(PlanLimits),
     /// Begin nothing new; reply when nothing is in flight.
@@ -113,6 +114,8 @@ pub struct Arguments {
     pub probe: Probe,
     /// Told the counts after each batch, and whether everything is decided.
     pub progress: watch::Sender<Progress>,
+    /// Whether anything may begin: not before the lists are loaded.
+    pub may_begin: Arc<AtomicBool>,
 }
 
 /// How far the work is.
@@ -207,7 +210,7 @@ impl Actor for Scheduler {
                 state.plan.tidy(now);
             }
             Message::LedgerMoved => state.plan.ledger_moved(),
-            Message::Relisted(rows) => state.plan.relisted(rows, now),
+            Message::Relisted => state.plan.relisted(),
             Message::Limits(limits) => state.plan.set_limits(limits),
             Message::Drain(reply) => {
                 state.plan.drain();
@@ -258,7 +261,8 @@ impl State {
     fn pump(&mut self, myself: &ActorRef<Message>) {
         let now = self.now();
         if !self.is_writing {
-            let may_begin = !self.is_low && !self.arguments.health.is_full();
+            let is_held = !self.arguments.may_begin.load(Ordering::Acquire);
+            let may_begin = !is_held && !self.is_low && !self.arguments.health.is_full();
             let resolver = self.arguments.resolver.free();
             let fetcher = self.arguments.fetcher.free();
             if let Some(batch) = self.plan.next_batch(Room { resolver, fetcher }, may_begin, now) {

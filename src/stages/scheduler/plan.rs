@@ -56,6 +56,7 @@ pub struct Plan {
     next_due_ms: Option<i64>,
     is_draining: bool,
     wants_counts: bool,
+    wants_hosts: bool,
 }
 
 impl Plan {
@@ -80,6 +81,7 @@ impl Plan {
             next_due_ms: Some(0),
             is_draining: false,
             wants_counts: true,
+            wants_hosts: false,
         }
     }
 
@@ -142,10 +144,10 @@ impl Plan {
         self.in_flight.patience_ended(host.map_or(Way::Directory, Way::Host));
     }
 
-    /// The lists have changed.
-    pub fn relisted(&mut self, rows: Vec<HostRow>, now: Now) {
-        self.hosts.forget_backlogs(now.at);
-        rows.into_iter().for_each(|row| self.hosts.know(row, now.at));
+    /// The lists have changed, or accounts were put back. The next batch looks at every backlog anew, in its own transaction:
+    /// counts read at any other time would not fit the accounts that are moving meanwhile.
+    pub fn relisted(&mut self) {
+        self.wants_hosts = true;
         self.may_have = MayHave { plc: true, web: true, alone: true };
         self.next_due_ms = Some(0);
         self.wants_counts = true;
@@ -174,6 +176,7 @@ impl Plan {
             events: std::mem::take(&mut self.events),
             patience: std::mem::take(&mut self.patience),
             silences: std::mem::take(&mut self.silences),
+            hosts_anew: std::mem::take(&mut self.wants_hosts),
             ..Batch::default()
         };
         self.asked = Asked::default();
@@ -256,6 +259,10 @@ impl Plan {
         }
         if let Some((host, leased)) = done.alone {
             out.extend(self.alone(host, leased, now));
+        }
+        if let Some(rows) = done.hosts_anew {
+            self.hosts.forget_backlogs(now.at);
+            rows.into_iter().for_each(|row| self.hosts.know(row, now.at));
         }
         out
     }

@@ -33,6 +33,8 @@ pub struct Cli {
 pub enum Command {
     /// Run until every given account is done or parked, then print a summary
     Backfill(Box<Backfill>),
+    /// Run as a daemon: work through the lists of [source], reload on SIGHUP
+    Run(Run),
     /// Say whether `run` would accept the configuration
     Check(Check),
     /// Show what is done, waiting and parked, or one account's history

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod net;
 pub mod ops;
 pub mod pipeline;
+pub mod reload;
 pub mod repo;
 pub mod seed;
 pub mod sink;

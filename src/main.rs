@@ -2,25 +2,28 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode as ProcessExit;
+use std::sync::Arc;
 
 use clap::Parser;
 use skyfill::cli::{self, Cli, Command, Common};
 use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
-use skyfill::commands::{check, dry_run, retry, status, verify, verify_car};
+use skyfill::commands::{check, dry_run, retry, run, status, verify, verify_car};
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
 use skyfill::config::targets::ListSource;
 use skyfill::exit_code::ExitCode;
 use skyfill::ops::{logging, signals};
 use skyfill::pipeline::Surrounding;
+use skyfill::reload::Origin;
 use skyfill::store::error::StoreError;
 use skyfill::store::ledger_lists::Selection;
 
 fn main() -> ProcessExit {
     let outcome = match Cli::parse().command {
         Command::Backfill(args) => run_backfill(&args),
+        Command::Run(args) => run_daemon(&args),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Status(args) => run_status(&args),
         Command::Retry(args) => run_retry(&args),
@@ -80,6 +83,23 @@ fn run_backfill(args: &cli::Backfill) -> Result<ExitCode, CommandError> {
     outcome
 }
 
+fn run_daemon(args: &cli::Run) -> Result<ExitCode, CommandError> {
+    let origin =
+        Origin { config: args.common.config.clone(), assignments: args.common.assignments() };
+    let Loaded { settings, warnings } =
+        file::load(origin.config.as_deref(), &origin.assignments, Mode::Run)?;
+    let log = Arc::new(logging::init(&settings.log));
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;
+    let surrounding = Surrounding::system();
+    let outcome = runtime.block_on(run::run(settings, origin, &surrounding, Arc::clone(&log)));
+    log.flush();
+    // Whatever still waits for the network or a disk does not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
 fn run_status(args: &cli::Status) -> Result<ExitCode, CommandError> {
     let settings = settings(&args.common, &args.common.assignments())?;
     status::run(&settings.data_dir, args.did.as_deref(), args.json, &mut io::stdout())?;
@@ -97,7 +117,9 @@ fn run_retry(args: &cli::Retry) -> Result<ExitCode, CommandError> {
     let text = if args.json {
         format!("{}\n", serde_json::json!({ "retried": count }))
     } else {
-        format!("{count} accounts put back; the next run takes them up\n")
+        format!(
+            "{count} accounts put back; a running daemon takes them up at once, without one the next run does\n"
+        )
     };
     printed(io::stdout().write_all(text.as_bytes()))
 }

@@ -6,6 +6,7 @@ use crate::config::file::ConfigError;
 use crate::config::targets::TargetError;
 use crate::exit_code::ExitCode;
 use crate::pipeline::StartError;
+use crate::reload::ReloadError;
 use crate::store::error::StoreError;
 
 /// Why a command ended early.
@@ -38,6 +39,12 @@ pub enum CommandError {
         /// How many.
         accounts: u64,
     },
+    /// The lists of `run` cannot be used.
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
+    /// The daemon does not answer.
+    #[error("{0}: it may be busy or stopped; look at its log")]
+    Unreachable(String),
     /// A stage died too often.
     #[error(
         "the {0} stage crashed too often within a minute, see the log; nothing is lost, run the command again"
@@ -58,8 +65,24 @@ impl CommandError {
             Self::Targets(error) => ExitCode::from(error),
             Self::Store(error) | Self::Start(StartError::Store(error)) => ExitCode::from(error),
             Self::Failed(error) => ExitCode::from(error.as_ref()),
+            Self::Reload(error) => of_reload(error),
+            Self::Unreachable(_) => ExitCode::Unreachable,
             Self::Filter { .. } => ExitCode::Config,
             Self::Start(_) | Self::RestartStorm(_) | Self::Internal(_) => ExitCode::Failed,
         }
+    }
+}
+
+fn of_reload(error: &ReloadError) -> ExitCode {
+    match error {
+        ReloadError::Config(error) => ExitCode::from(error),
+        ReloadError::Targets(error) => ExitCode::from(error),
+        ReloadError::Store(error) => ExitCode::from(error),
+        ReloadError::Fixed(_)
+        | ReloadError::Emptied(_)
+        | ReloadError::Empty
+        | ReloadError::Filter { .. } => ExitCode::Config,
+        ReloadError::Gone(_) => ExitCode::Io,
+        ReloadError::Crashed(_) => ExitCode::Failed,
     }
 }

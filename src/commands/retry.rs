@@ -1,14 +1,17 @@
-//! `skyfill retry`: puts parked accounts back to be worked on by the next run.
+//! `skyfill retry`: puts parked accounts back, through the daemon if one is running.
 
 use std::path::Path;
+
+use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::commands::error::CommandError;
 use crate::domain::ledger::LedgerPolicy;
 use crate::domain::verdict::{LastError, Reason};
+use crate::ops::control::{self, AskError};
 use crate::pipeline::data::LEDGER_FILE;
 use crate::seed::Chance;
-use crate::store::data_dir::DataDir;
+use crate::store::data_dir::{DataDir, holder};
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::Selection;
 use crate::store::ledger_rows::Rows;
@@ -28,16 +31,45 @@ pub fn selection_of_word(word: &str) -> Result<Selection, CommandError> {
     Err(CommandError::Usage(text))
 }
 
-/// Puts the selected accounts of `data_dir` back; gives how many.
+/// Puts the selected accounts of `data_dir` back; gives how many. A daemon does it at once, without one the next run takes
+/// them up.
 ///
 /// # Errors
-/// [`CommandError`]: no ledger there, another process holds it, or the disk.
+/// [`CommandError`]: no ledger there, a daemon that does not answer, another process that holds it, or the disk.
 pub fn run(data_dir: &Path, selection: &Selection) -> Result<u64, CommandError> {
     let path = ledger_in(data_dir)?;
+    if let Some(answer) = ask_daemon(data_dir, &request(selection))? {
+        return Ok(answer["retried"].as_u64().unwrap_or(0));
+    }
     let _dir = DataDir::open(data_dir)?;
     let policy = LedgerPolicy::default();
     let (mut rows, _) = Rows::open(&path, policy, Clock::system(), Chance::system())?;
     Ok(rows.transaction(|rows| rows.retry(selection))?)
+}
+
+fn request(selection: &Selection) -> Value {
+    match selection {
+        Selection::All => json!({"command": "retry", "all": true}),
+        Selection::Word(word) => json!({"command": "retry", "reason": word}),
+        Selection::Did(did) => json!({"command": "retry", "did": did}),
+    }
+}
+
+/// Asks the daemon of `data_dir`; `None` if there is none.
+///
+/// # Errors
+/// [`CommandError::Unreachable`] if it does not answer, [`CommandError::Usage`] if it refuses.
+pub fn ask_daemon(data_dir: &Path, request: &Value) -> Result<Option<Value>, CommandError> {
+    let Some(pid) = holder(data_dir) else { return Ok(None) };
+    match control::ask(data_dir, request) {
+        Ok(answer) => Ok(Some(answer)),
+        // A backfill holds the directory too, and a daemon that has only just started.
+        Err(AskError::Nobody) => Ok(None),
+        Err(AskError::Silent) => {
+            Err(CommandError::Unreachable(format!("process {pid} does not answer")))
+        }
+        Err(AskError::Refused(why)) => Err(CommandError::Usage(why)),
+    }
 }
 
 /// Path of the ledger in `data_dir`.

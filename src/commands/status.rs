@@ -1,14 +1,16 @@
-//! `skyfill status`: counts by state and reason, hosts, and one account's history, read from the ledger beside whoever writes it.
+//! `skyfill status`: counts by state and reason, hosts, and one account's history, read from the ledger beside whoever writes
+//! it; what only a running daemon knows comes from the daemon, and is null without one.
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
-use indicatif::HumanCount;
+use indicatif::{HumanCount, HumanDuration};
 use serde_json::{Value, json};
 
 use crate::clock::wall_text;
 use crate::commands::error::CommandError;
-use crate::commands::retry::ledger_in;
+use crate::commands::retry::{ask_daemon, ledger_in};
 use crate::commands::summary::Sums;
 use crate::domain::ledger::State;
 use crate::store::error::StoreError;
@@ -17,7 +19,7 @@ use crate::store::ledger_lists::{Reader, Report};
 /// Writes the status of `data_dir`, or of one account in it.
 ///
 /// # Errors
-/// [`CommandError`]: no ledger there, no such account, or the disk.
+/// [`CommandError`]: no ledger there, no such account, a daemon that does not answer, or the disk.
 pub fn run(
     data_dir: &Path,
     did: Option<&str>,
@@ -33,7 +35,8 @@ pub fn run(
             if as_json { format!("{}\n", account(&report)) } else { account_text(&report) }
         }
         None => {
-            let value = whole(&reader)?;
+            let live = ask_daemon(data_dir, &json!({"command": "status"}))?;
+            let value = whole(&reader, live.as_ref())?;
             if as_json { format!("{value}\n") } else { whole_text(&value) }
         }
     };
@@ -41,23 +44,31 @@ pub fn run(
     Ok(written.map_err(|error| StoreError::io(Path::new("stdout"), error))?)
 }
 
-/// The whole as one JSON object; what only a running process knows is null.
-fn whole(reader: &Reader) -> Result<Value, StoreError> {
-    let hosts: Vec<Value> = reader
-        .hosts()?
-        .into_iter()
-        .map(|(host, queued, active)| {
-            json!({"host": host, "state": null, "active": active, "queued": queued, "resume_at": null})
-        })
-        .collect();
-    let counts = reader.counts()?;
+/// The whole as one JSON object; `live` is what the daemon says.
+fn whole(reader: &Reader, live: Option<&Value>) -> Result<Value, StoreError> {
+    let told = |key: &str| live.map_or(Value::Null, |live| live[key].clone());
+    let hosts = match live {
+        Some(live) => live["hosts"].clone(),
+        None => reader
+            .hosts()?
+            .into_iter()
+            .map(|(host, queued, active)| {
+                json!({"host": host, "state": null, "active": active, "queued": queued, "resume_at": null})
+            })
+            .collect(),
+    };
     Ok(json!({
-        "accounts": counts,
+        "accounts": reader.counts()?,
         "parked": reader.parked_by_reason()?,
         "records": Sums::read(reader, &[])?.records,
         "hosts": hosts,
-        "bound_by": null,
-        "eta_seconds": null,
+        "bound_by": told("bound_by"),
+        "eta_seconds": told("eta_seconds"),
+        "phase": told("phase"),
+        "listing": told("listing"),
+        "this_run": told("this_run"),
+        "disk_full": told("disk_full"),
+        "pid": told("pid"),
     }))
 }
 
@@ -75,10 +86,26 @@ fn whole_text(status: &Value) -> String {
         list(&status["parked"]),
         list(&status["records"])
     );
+    if let Some(phase) = status["phase"].as_str() {
+        text += &format!("phase     {phase}");
+        if let Some(bound_by) = status["bound_by"].as_str() {
+            text += &format!(", bound by {bound_by}");
+        }
+        if let Some(seconds) = status["eta_seconds"].as_u64().filter(|seconds| *seconds > 0) {
+            text += &format!(", done in about {}", HumanDuration(Duration::from_secs(seconds)));
+        }
+        text += "\n";
+    }
     for host in status["hosts"].as_array().into_iter().flatten().take(10) {
         let name = host["host"].as_str().unwrap_or_default();
-        text +=
-            &format!("host      {name}: {} queued, {} active\n", host["queued"], host["active"]);
+        text += &format!("host      {name}: {} queued, {} active", host["queued"], host["active"]);
+        if let Some(state) = host["state"].as_str() {
+            text += &format!(", {state}");
+        }
+        if let Some(at) = host["resume_at"].as_str() {
+            text += &format!(" until {at}");
+        }
+        text += "\n";
     }
     text
 }

@@ -52,7 +52,9 @@ impl ListSource {
         sources
     }
 
-    fn name(&self) -> String {
+    /// What it is called in messages.
+    #[must_use]
+    pub fn name(&self) -> String {
         match self {
             Self::Inline { name, .. } => name.clone(),
             Self::File(path) | Self::Queue(path) => cleaned(&path.to_string_lossy()),

@@ -1,7 +1,8 @@
-//! Signals: TERM and the first INT ask for a clean end, a second one forces it.
+//! Signals: TERM and the first INT ask for a clean end, a second one forces it; HUP asks the daemon to reload, USR1 for its
+//! progress.
 
 use futures::StreamExt;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_tokio::Signals;
 
 /// Resolves at the first TERM or INT; from then on a second one ends the process at once: what is in flight is then given
@@ -15,12 +16,57 @@ pub fn stop_requested(forced_code: u8) -> std::io::Result<impl Future<Output = (
         if signals.next().await.is_none() {
             return std::future::pending().await;
         }
-        tracing::info!("stopping: what is in flight is finished or given back; again to force");
-        tokio::spawn(async move {
-            if signals.next().await.is_some() {
+        force_on_next(signals, forced_code);
+    })
+}
+
+/// What a signal asks of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Read configuration and lists again.
+    Reload,
+    /// Say how far the work is.
+    Report,
+    /// Stop.
+    Stop,
+}
+
+/// The daemon's signals, from the moment they are listened to: none of them ends the process by itself any more.
+pub struct DaemonSignals(Signals);
+
+impl DaemonSignals {
+    /// Listens.
+    ///
+    /// # Errors
+    /// The system's, if signals cannot be listened to.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self(Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?))
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) -> Asked {
+        match self.0.next().await {
+            Some(SIGHUP) => Asked::Reload,
+            Some(SIGUSR1) => Asked::Report,
+            Some(_) => Asked::Stop,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The end has begun: another TERM or INT forces it, with `forced_code`; the others mean nothing any more.
+    pub fn stopping(self, forced_code: u8) {
+        force_on_next(self.0, forced_code);
+    }
+}
+
+fn force_on_next(mut signals: Signals, forced_code: u8) {
+    tracing::info!("stopping: what is in flight is finished or given back; again to force");
+    tokio::spawn(async move {
+        while let Some(signal) = signals.next().await {
+            if matches!(signal, SIGTERM | SIGINT) {
                 tracing::warn!("forced to stop");
                 std::process::exit(i32::from(forced_code));
             }
-        });
-    })
+        }
+    });
 }

@@ -116,6 +116,20 @@ impl Reach {
         Ok((known, others))
     }
 
+    /// Hash of the filter at work.
+    #[must_use]
+    pub fn filter_hash(&self) -> &str {
+        &self.filter_hash
+    }
+
+    /// Accounts of a list that are done under another filter than `hash`. Blocks.
+    ///
+    /// # Errors
+    /// [`ListingError`].
+    pub fn under_another_filter(&self, known: &Known, hash: &str) -> Result<u64, ListingError> {
+        known.under_another_filter(&mut self.ledger.clone(), hash)
+    }
+
     /// Makes them the listed accounts; gives how many there are. Blocks.
     ///
     /// # Errors

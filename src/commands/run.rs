@@ -1,0 +1,269 @@
+//! `skyfill run`: the daemon. It stays up, works through the lists, sleeps when nothing is due and wakes for what is.
+//!
+//! ```text
+//!  lock, ledger, stages, control socket ──> ready ──> lists loaded ──> work ──TERM──> drained, given back, closed: exit 0
+//!                                                       ^  │ HUP, control socket: reload, one at a time
+//!                                                       '──'
+//! ```
+//! Ready means that the data directory is ours and questions are answered; lists may take a while, and no account is leased
+//! before they are loaded. Lists that cannot be used end the start; at a reload the old ones stay in force. What asks for a
+//! reload while one is going on gets the next one, together with everybody else who asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::commands::error::CommandError;
+use crate::commands::live::{Beside, Live};
+use crate::config::settings::Settings;
+use crate::config::targets::{self, ListSource};
+use crate::exit_code::ExitCode;
+use crate::ops::control::{ControlSocket, ORDERS_MAX, Order, Question, refusal};
+use crate::ops::logging::LogHandle;
+use crate::ops::notify;
+use crate::ops::signals::{Asked, DaemonSignals};
+use crate::pipeline::{Data, Pipeline, PipelineEnd, Reach, Surrounding};
+use crate::reload::{Origin, ReloadError, Reloader};
+use crate::store::error::StoreError;
+use crate::store::listing::Step;
+
+/// How often the pace is measured.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+/// How often progress is logged while there is some, and systemd's status line is renewed.
+const PROGRESS: Duration = Duration::from_secs(60);
+
+/// Who asked for a reload and waits for its answer; each has a connection of its own.
+type Waiting = Vec<oneshot::Sender<Value>>;
+
+/// What the task that loads lists gives back.
+type Loaded = (Reloader, Result<String, ReloadError>);
+
+/// Runs the daemon until it is asked to stop.
+///
+/// # Errors
+/// [`CommandError`].
+pub async fn run(
+    settings: Settings,
+    origin: Origin,
+    surrounding: &Surrounding,
+    log: Arc<LogHandle>,
+) -> Result<ExitCode, CommandError> {
+    let internal = |error: std::io::Error| CommandError::Internal(error.to_string());
+    let signals = DaemonSignals::listen().map_err(internal)?;
+    // What is plainly not there is said at once.
+    drop(targets::open(&ListSource::configured(&settings.source))?);
+    let data = Data::open(&settings, &surrounding.clock, &surrounding.chance)?;
+    let pipeline = Pipeline::start_held(data, &settings, surrounding).await?;
+    let listening = ControlSocket::listen(&settings.data_dir);
+    let socket = listening.map_err(|error| StoreError::io(&settings.data_dir, error))?;
+    let (orders, taken) = mpsc::channel(ORDERS_MAX);
+    let serving = tokio::spawn(socket.serve(orders));
+    let reach = pipeline.reach();
+    let heart = reach.clone();
+    let feeding = tokio::spawn(notify::feed(move || {
+        let heart = heart.clone();
+        async move { heart.heartbeat().await }
+    }));
+    tracing::info!(data_dir = %settings.data_dir.display(), "ready, loading the lists");
+    notify::ready("loading the lists");
+    let live = Live::new(surrounding.clock.clone(), reach.clone());
+    let batch_size = settings.limits.batch_size;
+    let reloader = Reloader::new(origin, settings, reach, log);
+    let step = reloader.step();
+    let daemon = Daemon {
+        live,
+        step,
+        batch_size,
+        is_loaded: false,
+        loading: None,
+        is_wanted: false,
+        waiting: Vec::new(),
+        next: Vec::new(),
+        idle: None,
+    };
+    let ended = daemon.work(&pipeline, reloader, signals, taken).await;
+    feeding.abort();
+    notify::stopping("finishing what is in flight, giving the rest back");
+    let stopped = pipeline.stop().await;
+    serving.abort();
+    // Until it has ended, its file is there.
+    let _aborted = serving.await;
+    ended?;
+    stopped.map_err(CommandError::Failed)?;
+    tracing::info!("stopped");
+    Ok(ExitCode::Done)
+}
+
+/// What the daemon's loop remembers.
+struct Daemon {
+    live: Live,
+    step: watch::Receiver<Option<Step>>,
+    batch_size: usize,
+    is_loaded: bool,
+    /// Lists are being loaded, and the reloader is with them.
+    loading: Option<JoinHandle<Loaded>>,
+    /// Somebody asked for another reload meanwhile.
+    is_wanted: bool,
+    /// Who waits for the reload that is going on, and for the next.
+    waiting: Waiting,
+    next: Waiting,
+    /// The reloader while nothing is loaded.
+    idle: Option<Reloader>,
+}
+
+impl Daemon {
+    async fn work(
+        mut self,
+        pipeline: &Pipeline,
+        mut reloader: Reloader,
+        mut signals: DaemonSignals,
+        mut orders: mpsc::Receiver<Order>,
+    ) -> Result<(), CommandError> {
+        let reach = pipeline.reach();
+        let (mut sampling, mut telling) = (interval(SAMPLE), interval(PROGRESS));
+        sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        telling.reset();
+        self.loading = Some(tokio::spawn(async move {
+            let listed = reloader.begin().await;
+            (reloader, listed.map(|listed| format!("{listed} accounts listed")))
+        }));
+        let ended = loop {
+            tokio::select! {
+                end = pipeline.broken() => break Err(failure(end)),
+                asked = signals.next() => match asked {
+                    Asked::Reload => self.want_reload(None),
+                    Asked::Report => self.live.log(),
+                    Asked::Stop => break Ok(()),
+                },
+                Some(order) = orders.recv() => self.answer(order, &reach),
+                loaded = ended(&mut self.loading) => {
+                    if let Err(error) = self.loaded(loaded) {
+                        break Err(error);
+                    }
+                }
+                _ = sampling.tick() => self.live.sample(),
+                _ = telling.tick() => self.tell(),
+            }
+        };
+        // From here on another TERM forces the end.
+        signals.stopping(ExitCode::Failed.code());
+        if let Some(loading) = self.loading.take() {
+            loading.abort();
+        }
+        let refused = refusal(&"skyfill is stopping");
+        for answer in self.waiting.into_iter().chain(self.next) {
+            let _gone = answer.send(refused.clone());
+        }
+        ended
+    }
+
+    /// Says how far the work is, if there is any.
+    fn tell(&self) {
+        if self.is_loaded {
+            notify::status(&self.live.line());
+        }
+        if self.live.is_busy() {
+            self.live.log();
+        }
+    }
+
+    fn answer(&mut self, order: Order, reach: &Reach) {
+        let Order { question, answer } = order;
+        match question {
+            Question::Reload => self.want_reload(Some(answer)),
+            Question::Status => {
+                let (is_loaded, batch_size) = (self.is_loaded, self.batch_size);
+                let beside = Beside { is_loaded, step: *self.step.borrow(), batch_size };
+                let live = self.live.clone();
+                tokio::spawn(async move {
+                    let _gone = answer.send(live.status(beside).await);
+                });
+            }
+            Question::Retry(selection) => {
+                let reach = reach.clone();
+                tokio::spawn(async move {
+                    let told = match reach.retry(selection).await {
+                        Ok(retried) => {
+                            tracing::info!(retried, "parked accounts were put back");
+                            json!({"ok": true, "retried": retried})
+                        }
+                        Err(error) => refusal(&error),
+                    };
+                    let _gone = answer.send(told);
+                });
+            }
+        }
+    }
+
+    /// Begins a reload, or notes that another one is wanted after the one that is going on.
+    fn want_reload(&mut self, answer: Option<oneshot::Sender<Value>>) {
+        self.next.extend(answer);
+        let Some(mut reloader) = self.idle.take() else {
+            self.is_wanted = true;
+            return;
+        };
+        self.waiting = std::mem::take(&mut self.next);
+        tracing::info!("reloading configuration and lists");
+        notify::reloading("reading configuration and lists");
+        self.loading = Some(tokio::spawn(async move {
+            let reloaded = reloader.reload().await;
+            (reloader, reloaded.map(|reloaded| reloaded.to_string()))
+        }));
+    }
+
+    /// Lists have been loaded, or refused.
+    fn loaded(&mut self, loaded: Result<Loaded, CommandError>) -> Result<(), CommandError> {
+        let (reloader, outcome) = loaded?;
+        self.batch_size = reloader.settings().limits.batch_size;
+        self.idle = Some(reloader);
+        let is_first = !std::mem::replace(&mut self.is_loaded, true);
+        let answer = match outcome {
+            Ok(what) if is_first => {
+                tracing::info!("working: {what}");
+                notify::status(&format!("working: {what}"));
+                json!({"ok": true})
+            }
+            Ok(what) => {
+                tracing::info!("reloaded: {what}");
+                notify::ready(&format!("reloaded: {what}"));
+                json!({"ok": true, "reloaded": what})
+            }
+            Err(error) if is_first => return Err(error.into()),
+            // The end of the ledger is told by the pipeline.
+            Err(error) => {
+                tracing::error!(%error, "reload refused, the old configuration and lists stay in force");
+                notify::ready(&format!("reload refused, the old state stays in force: {error}"));
+                refusal(&error)
+            }
+        };
+        for waiting in self.waiting.drain(..) {
+            let _gone = waiting.send(answer.clone());
+        }
+        if std::mem::take(&mut self.is_wanted) {
+            self.want_reload(None);
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the lists; for ever if none are loaded.
+async fn ended(loading: &mut Option<JoinHandle<Loaded>>) -> Result<Loaded, CommandError> {
+    let Some(task) = loading else { return std::future::pending().await };
+    let done = task.await;
+    *loading = None;
+    done.map_err(|error| CommandError::Internal(format!("loading lists crashed: {error}")))
+}
+
+fn failure(end: PipelineEnd) -> CommandError {
+    match end {
+        PipelineEnd::Failed(error) => CommandError::Failed(error),
+        PipelineEnd::RestartStorm(stage) => CommandError::RestartStorm(stage),
+        PipelineEnd::Finished => CommandError::Internal("the stages have ended".to_owned()),
+    }
+}

@@ -1,0 +1,292 @@
+//! The daemon as systemd and an operator see it: the real binary, a fake notify socket, a generated network, and the oracle.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+mod support;
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::judge::judge;
+use support::network::{Network, Standing};
+use support::oracle::Options;
+use support::pds::Manners;
+use support::proc::{Finished, Running, Signal, Skyfill};
+use support::world::{Records, Shape};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A folder with a configuration, a list and a notify socket.
+struct Bench {
+    folder: tempfile::TempDir,
+    notify: UnixDatagram,
+    skyfill: Skyfill,
+    extra: String,
+}
+
+impl Bench {
+    fn new(network: &Network) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("notify");
+        let notify = UnixDatagram::bind(&socket).unwrap();
+        notify.set_read_timeout(Some(PATIENCE)).unwrap();
+        let skyfill = Skyfill::new(env!("CARGO_BIN_EXE_skyfill"))
+            .env("NOTIFY_SOCKET", socket.to_str().unwrap());
+        let flags = network.flags();
+        let extra = format!(
+            "identity.plc_url = \"{}\"\nidentity.requests_per_second = 1000\nnetwork.allow = [\"127.0.0.0/8\"]\n\
+             fetch.host_requests_per_second = 1000\nlimits.disk_free = \"0B\"\nmetrics.listen = \"\"\n",
+            flags[1]
+        );
+        let bench = Self { folder, notify, skyfill, extra };
+        bench.configure("");
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    fn configure(&self, more: &str) {
+        let (data, list) = (self.data(), self.path("dids.txt"));
+        let text = format!(
+            "data_dir = \"{}\"\nsource.files = [\"{}\"]\n{}{more}\n",
+            data.display(),
+            list.display(),
+            self.extra
+        );
+        // As an editor does it: whole, or not at all.
+        std::fs::write(self.path("new.toml"), text).unwrap();
+        std::fs::rename(self.path("new.toml"), self.path("skyfill.toml")).unwrap();
+    }
+
+    fn list(&self, dids: &[String]) {
+        self.list_bytes(dids.join("\n").as_bytes());
+    }
+
+    fn list_bytes(&self, bytes: &[u8]) {
+        std::fs::write(self.path("new.txt"), bytes).unwrap();
+        std::fs::rename(self.path("new.txt"), self.path("dids.txt")).unwrap();
+    }
+
+    fn start(&self) -> Running {
+        self.skyfill.spawn(&["run", "--config", self.path("skyfill.toml").to_str().unwrap()])
+    }
+
+    /// Waits for a message to systemd that holds all of `texts`.
+    fn told(&self, texts: &[&str]) -> String {
+        let (mut buffer, begun) = ([0; 8 << 10], Instant::now());
+        while begun.elapsed() < PATIENCE {
+            let length = self.notify.recv(&mut buffer).unwrap_or_else(|error| {
+                panic!("{error}: systemd was never told {texts:?}");
+            });
+            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if texts.iter().all(|text| message.contains(text)) {
+                return message;
+            }
+        }
+        panic!("systemd was never told {texts:?}");
+    }
+
+    fn command(&self, arguments: &[&str]) -> Finished {
+        let config = self.path("skyfill.toml");
+        let mut all = vec![arguments[0], "--config", config.to_str().unwrap()];
+        all.extend(&arguments[1..]);
+        self.skyfill.run(&all, PATIENCE)
+    }
+
+    fn status(&self) -> Value {
+        // Not by the configuration, which may be broken on purpose.
+        let data = self.data();
+        let flags = ["status", "--data-dir", data.to_str().unwrap(), "--json"];
+        self.skyfill.run(&flags, PATIENCE).expect_code(0).json()
+    }
+
+    /// Waits until the daemon has decided every listed account, and gives the status of that moment.
+    fn until_decided(&self, total: u64) -> Value {
+        self.until(|status| {
+            let count = |state: &str| status["accounts"][state].as_u64().unwrap();
+            count("done") + count("parked") == total
+        })
+    }
+
+    fn until(&self, is_so: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let status = self.status();
+            if is_so(&status) {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{status}");
+        }
+    }
+
+    fn stop(&self, daemon: Running) -> Finished {
+        daemon.signal(Signal::TERM);
+        daemon.finish(Duration::from_secs(30)).expect_code(0)
+    }
+}
+
+fn network(seed: u64, accounts: usize) -> Network {
+    let shape = Shape { seed, accounts, hosts: 3, records: Records::Fixed(40), odd: false };
+    Network::generate(&shape)
+}
+
+fn assert_exactly(network: &Network, data: &Path, accounts: &[usize]) {
+    let expected = accounts.iter().map(|index| network.world().account(*index));
+    judge(data, expected, &Options::default()).assert_clean();
+}
+
+#[test]
+fn it_says_ready_works_reloads_and_drains() {
+    let network = network(41, 12);
+    let bench = Bench::new(&network);
+    let dids = network.world().dids();
+    bench.list(&dids[..4]);
+    let begun = Instant::now();
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    println!("ready after {:?}", begun.elapsed());
+    let status = bench.until_decided(4);
+    assert_eq!((&status["phase"], &status["eta_seconds"]), (&"idle".into(), &0.into()));
+    // A longer list that leaves one out.
+    bench.list(&dids[1..12]);
+    daemon.signal(Signal::HUP);
+    assert!(bench.told(&["RELOADING=1"]).contains("MONOTONIC_USEC="));
+    bench.told(&["READY=1", "reloaded: 11 accounts listed"]);
+    bench.until_decided(11);
+    let taken_off = bench.command(&["status", &dids[0], "--json"]).expect_code(0).json();
+    assert_eq!((&taken_off["listed"], &taken_off["state"]), (&false.into(), &"done".into()));
+    daemon.signal(Signal::USR1);
+    assert!(daemon.wait_for("progress total=11", PATIENCE));
+    let held = bench.command(&["run"]).expect_code(75);
+    assert!(held.stderr.contains(&format!("process {}", daemon.pid())), "{held:?}");
+    let finished = bench.stop(daemon);
+    bench.told(&["STOPPING=1"]);
+    assert!(finished.seconds < 60.0 && !bench.data().join("control.sock").exists());
+    assert_exactly(&network, &bench.data(), &(0..12).collect::<Vec<_>>());
+    bench.command(&["verify"]).expect_code(0);
+}
+
+#[test]
+fn a_refused_reload_leaves_everything_as_it_was() {
+    let network = network(42, 6);
+    let bench = Bench::new(&network);
+    let dids = network.world().dids();
+    bench.list(&dids[..3]);
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    bench.until_decided(3);
+    let refused = |what: &str| {
+        daemon.signal(Signal::HUP);
+        bench.told(&["READY=1", "reload refused", what]);
+        let counts = bench.status()["accounts"].clone();
+        assert_eq!((&counts["done"], &counts["queued"]), (&3.into(), &0.into()), "{what}");
+    };
+    bench.list_bytes(b"did:plc:\xff\xff");
+    refused("not UTF-8");
+    bench.list_bytes(b"# nothing left\n");
+    refused("is empty now and was not before");
+    std::fs::remove_file(bench.path("dids.txt")).unwrap();
+    refused("dids.txt");
+    // Good again, with more in it, but the configuration is wrong.
+    bench.list(&dids);
+    bench.configure("fetch.concurency = 1");
+    refused("did you mean fetch.concurrency?");
+    bench.configure("retry.attempts = \"many\"");
+    refused("retry.attempts");
+    let good = std::fs::read_to_string(bench.path("skyfill.toml")).unwrap();
+    std::fs::write(
+        bench.path("skyfill.toml"),
+        good.replace("/data\"", "/elsewhere\"").replace("retry.attempts", "#"),
+    )
+    .unwrap();
+    daemon.signal(Signal::HUP);
+    bench.told(&["READY=1", "data_dir cannot change while skyfill runs"]);
+    assert!(!bench.path("elsewhere").exists());
+    bench.configure("window.start = \"2024-10-01-00:00:00\"");
+    refused("3 of these accounts were exported with other records.types");
+    // What needs a restart is named, and the rest of the same reload is in force.
+    bench.configure("limits.parsers = 1\nlog.level = \"debug\"");
+    daemon.signal(Signal::HUP);
+    bench.told(&["READY=1", "reloaded: 6 accounts listed, 2 keys changed"]);
+    assert!(daemon.wait_for("changed, in force after a restart key=limits.parsers", PATIENCE));
+    bench.until_decided(6);
+    bench.stop(daemon);
+    assert_exactly(&network, &bench.data(), &(0..6).collect::<Vec<_>>());
+}
+
+#[test]
+fn it_survives_kills_and_answers_on_its_socket() {
+    let network = network(43, 10);
+    for host in &network.hosts {
+        host.set_manners(Manners { bytes_per_second: Some(20_000), ..Manners::default() });
+    }
+    network.set_standing(0, Standing::Deactivated);
+    let bench = Bench::new(&network);
+    bench.list(&network.world().dids());
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    let status = bench.until(|status| {
+        let hosts = status["hosts"].as_array().unwrap();
+        status["phase"] == "working" && hosts.iter().any(|host| host["state"] == "working")
+    });
+    assert_eq!(status["pid"], daemon.pid());
+    assert!(status["bound_by"].is_string(), "{status}");
+    daemon.kill_and_wait();
+    assert!(bench.data().join("control.sock").exists(), "what is left is no obstacle");
+    let dead = bench.status();
+    assert!(dead["phase"].is_null() && dead["bound_by"].is_null(), "{dead}");
+    for host in &network.hosts {
+        host.set_manners(Manners::default());
+    }
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    let status = bench.until_decided(10);
+    assert_eq!(status["parked"]["repo_deactivated"], 1, "{status}");
+    // The account is back, and the operator says so.
+    network.set_standing(0, Standing::Active);
+    let retried =
+        bench.command(&["retry", "--reason", "repo_deactivated", "--json"]).expect_code(0);
+    assert_eq!(retried.json()["retried"], 1);
+    bench.until(|status| status["accounts"]["done"] == 10);
+    // A daemon that is stopped does not answer.
+    daemon.signal(Signal::STOP);
+    let silent = bench.command(&["retry", "--all"]).expect_code(69);
+    assert!(silent.stderr.contains("does not answer") && silent.seconds < 30.0, "{silent:?}");
+    daemon.signal(Signal::CONT);
+    bench.stop(daemon);
+    assert_exactly(&network, &bench.data(), &(0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn lists_that_cannot_be_used_end_the_start_by_name() {
+    let network = network(44, 1);
+    let bench = Bench::new(&network);
+    let missing = bench.start().finish(PATIENCE).expect_code(78);
+    assert!(missing.stderr.contains("dids.txt"), "{missing:?}");
+    bench.list_bytes(b"\n# nobody\n");
+    let empty = bench.start().finish(PATIENCE).expect_code(78);
+    assert!(empty.stderr.contains("the lists are empty"), "{empty:?}");
+    bench.list_bytes(b"did:plc:\xff");
+    let broken = bench.start().finish(PATIENCE).expect_code(78);
+    assert!(broken.stderr.contains("not UTF-8"), "{broken:?}");
+    bench.list(&network.world().dids());
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    bench.told(&["working: 1 accounts listed"]);
+    bench.until_decided(1);
+    bench.stop(daemon);
+}

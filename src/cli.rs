@@ -43,6 +43,8 @@ pub enum Command {
     Retry(Retry),
     /// Compare queues and ledger, or prove one repository file
     Verify(Verify),
+    /// Look into a queue, write it as JSON lines, mark items as completed
+    Queue(Queue),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Print the man page
@@ -251,6 +253,15 @@ pub struct Queue {
     /// What to do with it.
     #[command(subcommand)]
     pub action: QueueAction,
+}
+
+impl QueueAction {
+    /// Which items of which queue.
+    #[must_use]
+    pub fn items(&self) -> &QueueItems {
+        let (Self::List(items) | Self::Export(items) | Self::Ack(items)) = self;
+        items
+    }
 }
 
 /// Actions of `skyfill queue`.

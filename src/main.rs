@@ -9,7 +9,7 @@ use skyfill::cli::{self, Cli, Command, Common};
 use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
-use skyfill::commands::{check, dry_run, retry, run, status, verify, verify_car};
+use skyfill::commands::{check, dry_run, queue, retry, run, status, verify, verify_car};
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
 use skyfill::config::targets::ListSource;
@@ -28,6 +28,7 @@ fn main() -> ProcessExit {
         Command::Status(args) => run_status(&args),
         Command::Retry(args) => run_retry(&args),
         Command::Verify(args) => run_verify(&args),
+        Command::Queue(args) => run_queue(&args),
         Command::Completions(args) => {
             printed(cli::write_completions(args.shell, &mut io::stdout()))
         }
@@ -137,6 +138,14 @@ fn run_verify(args: &cli::Verify) -> Result<ExitCode, CommandError> {
         Agreement::Agree => ExitCode::Done,
         Agreement::Disagree => ExitCode::Failed,
     })
+}
+
+fn run_queue(args: &cli::Queue) -> Result<ExitCode, CommandError> {
+    let common = &args.action.items().common;
+    let settings = settings(common, &common.assignments())?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    queue::run(&settings.data_dir, &args.action, &mut out)?;
+    Ok(ExitCode::Done)
 }
 
 /// A closed pipe on stdout is success: whoever read it has what it wanted.

@@ -3,3 +3,4 @@
 pub mod pending;
 pub mod sqlite;
 pub mod sqlite_check;
+pub mod sqlite_items;

@@ -177,7 +177,8 @@ mod tests {
 
     fn queue(folder: &Path, line: &str) -> Result<String, CommandError> {
         let line = format!("skyfill queue {line}");
-        let Command::Queue(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+        let Command::Queue(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command
+        else {
             panic!()
         };
         let mut out = Vec::new();

@@ -6,32 +6,31 @@
 //!  totals     listed accounts by state and reason, kept in the same transaction
 //!  queues     where each queue file was at the last settle
 //! ```
-//! `domain::ledger` decides; this file only finds, applies and writes. Rows are never deleted. A newer schema is refused and
-//! never rewritten.
+//! `domain::ledger` decides; this file opens, commits and rolls back, `ledger_moves` applies, `ledger_work` leases and
+//! `ledger_listing` lists. Rows are never deleted. A newer schema is refused and never rewritten.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, Row, ToSql, params};
 
 use crate::clock::Clock;
 use crate::crash_point;
-use crate::domain::account::{AccountId, Revision};
-use crate::domain::ledger::{Account, Effect, Event, LedgerPolicy, Moment, State};
-use crate::domain::verdict::Reason;
+use crate::domain::account::AccountId;
+use crate::domain::ledger::{Effect, LedgerPolicy, State};
 use crate::seed::Chance;
 use crate::store::apply::Position;
 use crate::store::error::StoreError;
 use crate::store::ledger_schema;
-use crate::store::tally::{Kind, Tally};
+use crate::store::tally::Tally;
 
 /// State column values.
 pub const QUEUED: i64 = 0;
-const RESOLVING: i64 = 1;
+pub(super) const RESOLVING: i64 = 1;
 /// Host known.
 pub const READY: i64 = 2;
-const FETCHING: i64 = 3;
-const RETRY: i64 = 4;
+pub(super) const FETCHING: i64 = 3;
+pub(super) const RETRY: i64 = 4;
 /// Exported.
 pub const DONE: i64 = 5;
 /// Given up.
@@ -41,15 +40,15 @@ pub const PARKED: i64 = 6;
 pub struct Rows {
     path: PathBuf,
     connection: Connection,
-    policy: LedgerPolicy,
-    clock: Clock,
-    chance: Chance,
+    pub(super) policy: LedgerPolicy,
+    pub(super) clock: Clock,
+    pub(super) chance: Chance,
     /// Changes to the totals since the transaction began.
-    pub(crate) changes: HashMap<(i64, String), i64>,
+    pub(super) changes: HashMap<(i64, String), i64>,
     /// What this process decided, committed and with the open transaction.
-    run: [RunCounts; 2],
+    pub(super) run: [RunCounts; 2],
     /// Figures of the open transaction.
-    tally: Tally,
+    pub(super) tally: Tally,
     /// A settle waits for a synced commit.
     wants_sync: bool,
     /// The account that was leased last, by host or kind of DID: the next lease goes on behind it.
@@ -209,16 +208,6 @@ impl Rows {
         Ok(())
     }
 
-    /// Brings the totals up to date with what this transaction has changed so far.
-    pub(crate) fn write_totals(&mut self) -> Result<(), StoreError> {
-        for ((state, reason), change) in std::mem::take(&mut self.changes) {
-            let upsert =
-                "INSERT INTO totals VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET n = n + ?3";
-            self.execute(upsert, params![state, reason, change])?;
-        }
-        Ok(())
-    }
-
     /// Undoes the group.
     pub(crate) fn roll_back(&mut self) -> Result<(), StoreError> {
         self.changes.clear();
@@ -235,117 +224,6 @@ impl Rows {
     pub(crate) fn close(&mut self) -> Result<(), StoreError> {
         let cut = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         cut.map_err(|error| self.failed(error))
-    }
-
-    /// Applies one event to one account.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn apply(&mut self, id: AccountId, event: Event) -> Result<Applied, StoreError> {
-        let select = "SELECT reason, listed, rules, host FROM accounts WHERE id = ?1";
-        let row = self.one_row(select, [id.0], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })?;
-        let (old_reason, listed, rules, host): (Option<String>, bool, Option<String>, _) = row;
-        let mut account = self.rules(id, rules.as_deref())?;
-        let moment = Moment { now_ms: self.clock.wall_ms(), fraction: self.chance.fraction() };
-        let before = Place { state: account.state, host, alone: account.runs_alone() };
-        let kind = Kind::from(&event);
-        let effect = account.apply(event, &self.policy, moment);
-        let mut after = Place { state: account.state, host, alone: account.runs_alone() };
-        if effect != Effect::Nothing {
-            if kind == Kind::Resolved
-                && let Some(identity) = &account.identity
-            {
-                after.host = Some(self.host_id(&identity.host)?);
-            }
-            self.write_account(id, &account, after)?;
-            if listed {
-                self.count(state_number(before.state), old_reason.as_deref(), -1);
-                self.count(state_number(after.state), reason_word(after.state), 1);
-            }
-            self.run[1].parked += u64::from(matches!(after.state, State::Parked(_)));
-            self.tally.applied(kind, effect, after.state);
-        }
-        let host_name = account.identity.map(|identity| identity.host);
-        Ok(Applied { id, listed, effect, before, after, host_name })
-    }
-
-    pub(crate) fn rules(&self, id: AccountId, text: Option<&str>) -> Result<Account, StoreError> {
-        let Some(text) = text else { return Ok(Account::default()) };
-        serde_json::from_str(text).map_err(|_| StoreError::Damaged {
-            path: self.path.clone(),
-            what: format!("the row of account {} is unreadable", id.0),
-        })
-    }
-
-    fn write_account(
-        &self,
-        id: AccountId,
-        account: &Account,
-        place: Place,
-    ) -> Result<(), StoreError> {
-        let update =
-            "UPDATE accounts SET state = ?2, alone = ?3, due_ms = ?4, host = ?5, reason = ?6,
-                      last_error = ?7, rules = ?8 WHERE id = ?1";
-        // Strings, numbers and options of them always serialise.
-        let text = serde_json::to_string(account).unwrap_or_default();
-        let columns = params![
-            id.0,
-            state_number(place.state),
-            place.alone,
-            due_ms(place.state),
-            place.host,
-            reason_word(place.state),
-            account.last_error.map(|error| error.as_str()),
-            text
-        ];
-        self.execute(update, columns).map(drop)
-    }
-
-    pub(crate) fn note_parked(&mut self, accounts: u64) {
-        self.run[1].parked += accounts;
-    }
-
-    /// What this process has decided, with the open transaction.
-    #[must_use]
-    pub fn run_counts(&self) -> RunCounts {
-        self.run[1]
-    }
-
-    /// Marks the accounts of a segment done, unless they are already.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn apply_segment(
-        &mut self,
-        segment: u64,
-        revisions: &[Revision],
-    ) -> Result<(), StoreError> {
-        if segment <= self.segment()? {
-            return Ok(());
-        }
-        for revision in revisions {
-            let select = "SELECT id FROM accounts WHERE did = ?1 AND edition = ?2";
-            let found =
-                self.connection.query_row(select, params![revision.did, revision.edition], |row| {
-                    row.get::<_, i64>(0)
-                });
-            let Some(id) = found.optional().map_err(|error| self.failed(error))? else { continue };
-            self.apply(AccountId(id), Event::Exported)?;
-            self.run[1].done += 1;
-            self.run[1].records += revision.exported_total();
-            self.run[1].repo_bytes += revision.repo_bytes;
-            self.tally.exported(revision);
-            let text = serde_json::to_string(revision).unwrap_or_default();
-            let update = "UPDATE accounts SET edition = edition + 1, rev = ?2, filter = ?3, revision = ?4, done_at_ms = ?5 WHERE id = ?1";
-            self.execute(
-                update,
-                params![id, revision.rev, revision.filter, text, self.clock.wall_ms()],
-            )?;
-        }
-        self.execute("UPDATE meta SET value = ?1 WHERE key = 'segment'", [segment.to_string()])
-            .map(drop)
     }
 
     /// Remembers where the queue files are; the writer syncs after the group's commit.
@@ -375,23 +253,6 @@ impl Rows {
             self.wants_sync = false;
         }
         Ok(())
-    }
-
-    fn host_id(&mut self, name: &str) -> Result<i64, StoreError> {
-        self.execute("INSERT OR IGNORE INTO hosts (name) VALUES (?1)", [name])?;
-        let id = self
-            .connection
-            .query_row("SELECT id FROM hosts WHERE name = ?1", [name], |row| row.get(0));
-        id.map_err(|error| self.failed(error))
-    }
-
-    pub(crate) fn count(&mut self, state: i64, reason: Option<&str>, change: i64) {
-        *self.changes.entry((state, reason.unwrap_or_default().to_owned())).or_default() += change;
-    }
-
-    /// Changes to the totals that the open transaction has made and not yet written: state and how many.
-    pub(crate) fn changes_by_state(&self) -> impl Iterator<Item = (i64, i64)> {
-        self.changes.iter().map(|((state, _), change)| (*state, *change))
     }
 
     pub(crate) fn select<T>(
@@ -431,6 +292,10 @@ impl Rows {
         StoreError::sqlite(&self.path, error)
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn now_ms(&self) -> i64 {
         self.clock.wall_ms()
     }
@@ -447,33 +312,5 @@ impl Rows {
         self.connection
             .query_row(sql, parameters, |row| row.get(0))
             .map_err(|error| self.failed(error))
-    }
-}
-
-/// State column of a state.
-#[must_use]
-pub const fn state_number(state: State) -> i64 {
-    match state {
-        State::Queued => QUEUED,
-        State::Resolving => RESOLVING,
-        State::Ready => READY,
-        State::Fetching => FETCHING,
-        State::RetryAt(_) => RETRY,
-        State::Done => DONE,
-        State::Parked(_) => PARKED,
-    }
-}
-
-const fn due_ms(state: State) -> i64 {
-    match state {
-        State::RetryAt(at_ms) => at_ms,
-        _ => 0,
-    }
-}
-
-fn reason_word(state: State) -> Option<&'static str> {
-    match state {
-        State::Parked(reason) => Some(Reason::as_str(reason)),
-        _ => None,
     }
 }

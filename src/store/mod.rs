@@ -11,6 +11,7 @@ pub mod journal;
 pub mod ledger;
 pub mod ledger_listing;
 pub mod ledger_lists;
+mod ledger_moves;
 pub mod ledger_rows;
 pub mod ledger_schema;
 pub mod ledger_work;

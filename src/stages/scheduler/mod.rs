@@ -220,7 +220,7 @@ impl Actor for Scheduler {
                 let _gone = reply.send(state.observe(now));
             }
             Message::CountHosts(reply) => {
-                let _gone = reply.send(state.plan.hosts_by_state(now));
+                let _gone = reply.send(state.plan.hosts.by_state(now.at));
             }
         }
         state.pump(&myself);

@@ -41,7 +41,7 @@ const ALONE_PAUSE: Duration = Duration::from_secs(1);
 pub struct Plan {
     limits: PlanLimits,
     chance: Chance,
-    hosts: Hosts,
+    pub(super) hosts: Hosts,
     directories: Directories,
     in_flight: Flights,
     events: Vec<(AccountId, Event)>,
@@ -432,12 +432,6 @@ impl Plan {
     #[must_use]
     pub fn host_views(&self, now: Now) -> Vec<HostView> {
         self.hosts.views(now.at)
-    }
-
-    /// How many hosts work, wait, and are open.
-    #[must_use]
-    pub fn hosts_by_state(&self, now: Now) -> [u64; 3] {
-        self.hosts.by_state(now.at)
     }
 
     /// Whether the PLC directory refuses or is away.

@@ -1,0 +1,181 @@
+//! What moves in the ledger's rows, and what is counted with it, in the same transaction: accounts by the rules' events, the
+//! accounts of a segment, totals by state and reason, and what this process decided.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::domain::account::{AccountId, Revision};
+use crate::domain::ledger::{Account, Effect, Event, Moment, State};
+use crate::domain::verdict::Reason;
+use crate::store::error::StoreError;
+use crate::store::ledger_rows::{
+    Applied, DONE, FETCHING, PARKED, Place, QUEUED, READY, RESOLVING, RETRY, Rows, RunCounts,
+};
+use crate::store::tally::Kind;
+
+impl Rows {
+    /// Applies one event to one account.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn apply(&mut self, id: AccountId, event: Event) -> Result<Applied, StoreError> {
+        let select = "SELECT reason, listed, rules, host FROM accounts WHERE id = ?1";
+        let row = self.one_row(select, [id.0], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?;
+        let (old_reason, listed, rules, host): (Option<String>, bool, Option<String>, _) = row;
+        let mut account = self.rules(id, rules.as_deref())?;
+        let moment = Moment { now_ms: self.clock.wall_ms(), fraction: self.chance.fraction() };
+        let before = Place { state: account.state, host, alone: account.runs_alone() };
+        let kind = Kind::from(&event);
+        let effect = account.apply(event, &self.policy, moment);
+        let mut after = Place { state: account.state, host, alone: account.runs_alone() };
+        if effect != Effect::Nothing {
+            if kind == Kind::Resolved
+                && let Some(identity) = &account.identity
+            {
+                after.host = Some(self.host_id(&identity.host)?);
+            }
+            self.write_account(id, &account, after)?;
+            if listed {
+                self.count(state_number(before.state), old_reason.as_deref(), -1);
+                self.count(state_number(after.state), reason_word(after.state), 1);
+            }
+            self.run[1].parked += u64::from(matches!(after.state, State::Parked(_)));
+            self.tally.applied(kind, effect, after.state);
+        }
+        let host_name = account.identity.map(|identity| identity.host);
+        Ok(Applied { id, listed, effect, before, after, host_name })
+    }
+
+    pub(crate) fn rules(&self, id: AccountId, text: Option<&str>) -> Result<Account, StoreError> {
+        let Some(text) = text else { return Ok(Account::default()) };
+        serde_json::from_str(text).map_err(|_| StoreError::Damaged {
+            path: self.path().to_owned(),
+            what: format!("the row of account {} is unreadable", id.0),
+        })
+    }
+
+    fn write_account(
+        &self,
+        id: AccountId,
+        account: &Account,
+        place: Place,
+    ) -> Result<(), StoreError> {
+        let update =
+            "UPDATE accounts SET state = ?2, alone = ?3, due_ms = ?4, host = ?5, reason = ?6,
+                      last_error = ?7, rules = ?8 WHERE id = ?1";
+        // Strings, numbers and options of them always serialise.
+        let text = serde_json::to_string(account).unwrap_or_default();
+        let columns = params![
+            id.0,
+            state_number(place.state),
+            place.alone,
+            due_ms(place.state),
+            place.host,
+            reason_word(place.state),
+            account.last_error.map(|error| error.as_str()),
+            text
+        ];
+        self.execute(update, columns).map(drop)
+    }
+
+    /// Marks the accounts of a segment done, unless they are already.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn apply_segment(
+        &mut self,
+        segment: u64,
+        revisions: &[Revision],
+    ) -> Result<(), StoreError> {
+        if segment <= self.segment()? {
+            return Ok(());
+        }
+        for revision in revisions {
+            let select = "SELECT id FROM accounts WHERE did = ?1 AND edition = ?2";
+            let found = self.connection().query_row(
+                select,
+                params![revision.did, revision.edition],
+                |row| row.get::<_, i64>(0),
+            );
+            let Some(id) = found.optional().map_err(|error| self.failed(error))? else { continue };
+            self.apply(AccountId(id), Event::Exported)?;
+            self.run[1].done += 1;
+            self.run[1].records += revision.exported_total();
+            self.run[1].repo_bytes += revision.repo_bytes;
+            self.tally.exported(revision);
+            let text = serde_json::to_string(revision).unwrap_or_default();
+            let update = "UPDATE accounts SET edition = edition + 1, rev = ?2, filter = ?3, revision = ?4, done_at_ms = ?5 WHERE id = ?1";
+            self.execute(
+                update,
+                params![id, revision.rev, revision.filter, text, self.clock.wall_ms()],
+            )?;
+        }
+        self.execute("UPDATE meta SET value = ?1 WHERE key = 'segment'", [segment.to_string()])
+            .map(drop)
+    }
+
+    fn host_id(&mut self, name: &str) -> Result<i64, StoreError> {
+        self.execute("INSERT OR IGNORE INTO hosts (name) VALUES (?1)", [name])?;
+        let id =
+            self.connection()
+                .query_row("SELECT id FROM hosts WHERE name = ?1", [name], |row| row.get(0));
+        id.map_err(|error| self.failed(error))
+    }
+
+    pub(crate) fn note_parked(&mut self, accounts: u64) {
+        self.run[1].parked += accounts;
+    }
+
+    /// What this process has decided, with the open transaction.
+    #[must_use]
+    pub fn run_counts(&self) -> RunCounts {
+        self.run[1]
+    }
+
+    pub(crate) fn count(&mut self, state: i64, reason: Option<&str>, change: i64) {
+        *self.changes.entry((state, reason.unwrap_or_default().to_owned())).or_default() += change;
+    }
+
+    /// Changes to the totals that the open transaction has made and not yet written: state and how many.
+    pub(crate) fn changes_by_state(&self) -> impl Iterator<Item = (i64, i64)> {
+        self.changes.iter().map(|((state, _), change)| (*state, *change))
+    }
+
+    /// Brings the totals up to date with what this transaction has changed so far.
+    pub(crate) fn write_totals(&mut self) -> Result<(), StoreError> {
+        for ((state, reason), change) in std::mem::take(&mut self.changes) {
+            let upsert =
+                "INSERT INTO totals VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET n = n + ?3";
+            self.execute(upsert, params![state, reason, change])?;
+        }
+        Ok(())
+    }
+}
+
+/// State column of a state.
+const fn state_number(state: State) -> i64 {
+    match state {
+        State::Queued => QUEUED,
+        State::Resolving => RESOLVING,
+        State::Ready => READY,
+        State::Fetching => FETCHING,
+        State::RetryAt(_) => RETRY,
+        State::Done => DONE,
+        State::Parked(_) => PARKED,
+    }
+}
+
+const fn due_ms(state: State) -> i64 {
+    match state {
+        State::RetryAt(at_ms) => at_ms,
+        _ => 0,
+    }
+}
+
+fn reason_word(state: State) -> Option<&'static str> {
+    match state {
+        State::Parked(reason) => Some(Reason::as_str(reason)),
+        _ => None,
+    }
+}

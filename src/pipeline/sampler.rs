@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Pending items are counted again after this long.
 const PENDING_EVERY: Duration = Duration::from_secs(60);
 
-/// All queues together are counted within this time; each has an equal share.
+/// All queues together are counted within this time; each has an equal share of what those before it have left.
 const PENDING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Reads a pipeline's gauges; clones share their work. Outlives the pipeline harmlessly.
@@ -170,8 +170,10 @@ impl DiskFigures {
     }
 
     fn tell_pending(&self, clock: &Clock) {
-        let share = PENDING_PATIENCE / u32::try_from(self.labels.len()).unwrap_or(u32::MAX).max(1);
-        for label in &self.labels {
+        let until = clock.now() + PENDING_PATIENCE;
+        for (index, label) in self.labels.iter().enumerate() {
+            let left = u32::try_from(self.labels.len() - index).unwrap_or(u32::MAX);
+            let share = until.saturating_duration_since(clock.now()) / left;
             let items = pending::count(&self.queues.join(file_name(label)), share, clock);
             telemetry::queue_pending(label, items);
         }

@@ -129,6 +129,13 @@ pub async fn resolve(tools: &Tools, did: &Did) -> (Result<Identity, Failure>, Ho
     (identity, signal)
 }
 
+fn service(did: &Did) -> Service {
+    match did.method() {
+        DidMethod::Plc => Service::Plc,
+        DidMethod::Web => Service::Web,
+    }
+}
+
 /// Signing keys that the directory's log shows for a `did:plc` before `current`; none if it shows none or does not answer:
 /// the account is then judged by its document alone.
 async fn earlier_keys(tools: &Tools, did: &Did, current: &str) -> Vec<String> {
@@ -139,15 +146,22 @@ async fn earlier_keys(tools: &Tools, did: &Did, current: &str) -> Vec<String> {
     let request =
         Request { trust: Trust::Operator, accept: "application/json", is_transfer: false };
     let asking = Stopwatch::start();
-    let body = match tools.client.get(&url, &request).await {
-        Ok(response) if response.status() == 200 => read_capped(response, LOG_BYTES_MAX).await,
-        Ok(_) => Ok(Vec::new()),
-        Err(error) => Err(error),
+    let (body, came) = match tools.client.get(&url, &request).await {
+        Ok(response) if response.status() == 200 => {
+            let body = read_capped(response, LOG_BYTES_MAX).await;
+            let came =
+                body.as_ref().map_or_else(|error| of_directory(error).outcome(), |_| Came::Ok);
+            (body.map(Some), came)
+        }
+        Ok(response) => (Ok(None), came_by_status(response.status())),
+        Err(error) => {
+            let came = of_directory(&error).outcome();
+            (Err(error), came)
+        }
     };
-    let came = body.as_ref().map_or(Came::Transient, |_| Came::Ok);
     telemetry::requested(Service::Plc, came, asking);
     match body {
-        Ok(body) => plc::earlier_keys(&body, current),
+        Ok(body) => body.map_or_else(Vec::new, |body| plc::earlier_keys(&body, current)),
         Err(error) => {
             tracing::warn!(%did, %error, "the directory's log of this did could not be read");
             Vec::new()
@@ -155,10 +169,12 @@ async fn earlier_keys(tools: &Tools, did: &Did, current: &str) -> Vec<String> {
     }
 }
 
-fn service(did: &Did) -> Service {
-    match did.method() {
-        DidMethod::Plc => Service::Plc,
-        DidMethod::Web => Service::Web,
+/// What came of a request whose answer is not read.
+const fn came_by_status(status: u16) -> Came {
+    match status {
+        429 => Came::RateLimited,
+        400..=499 => Came::Terminal,
+        _ => Came::Transient,
     }
 }
 

@@ -293,6 +293,15 @@ fn crash_points() -> Vec<String> {
     names.into_iter().collect()
 }
 
+/// Points that a process passes once; others are passed again and again.
+const ONCE: [&str; 5] = [
+    "LedgerOpenedBeforeJournal",
+    "PartsDeletedBeforeRecovery",
+    "RecoveredBeforeLists",
+    "ListedBeforeWork",
+    "LeasesEndedBeforeClose",
+];
+
 /// Runs `work` over `items`, some at once.
 fn in_parallel<T: Sync>(items: &[T], at_once: usize, work: impl Fn(&T) + Sync) {
     let next = std::sync::atomic::AtomicUsize::new(0);
@@ -314,7 +323,7 @@ fn a_crash_at_every_named_point_loses_nothing_and_doubles_nothing() {
         return;
     }
     let points = crash_points();
-    assert!(points.len() >= 12, "{points:?}");
+    assert!(points.len() >= 20, "{points:?}");
     // Accounts come one after the other and far enough apart for a settle, so that every point is passed several times.
     let shape = Shape { seed: 32, accounts: 5, hosts: 1, records: Records::Fixed(40), odd: false };
     let scene = Scene::new(&shape, &["--batch-size", "1"]);
@@ -322,8 +331,11 @@ fn a_crash_at_every_named_point_loses_nothing_and_doubles_nothing() {
     scene.network.faults().script(Place::Repo, Target::Any, [slow], Then::Repeat);
     let cases: Vec<(&String, u64)> =
         points.iter().flat_map(|point| [1, 2, 3].map(|passage| (point, passage))).collect();
+    let is_passed =
+        |(point, passage): &(&String, u64)| *passage == 1 || !ONCE.contains(&point.as_str());
+    let cases: Vec<(&String, u64)> = cases.into_iter().filter(is_passed).collect();
     let sum = Mutex::new(Tally::default());
-    in_parallel(&cases, 9, |(point, passage)| {
+    in_parallel(&cases, 12, |(point, passage)| {
         let data = scene.data(&format!("{point}-{passage}"));
         let at = format!("{point}:{passage}");
         let crashed = scene.crash(&data, &at);

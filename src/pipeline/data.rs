@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::config::targets::Target;
+use crate::crash_point;
 use crate::domain::ledger::Event;
 use crate::seed::Chance;
 use crate::store::apply::Position;
@@ -56,6 +57,8 @@ impl Data {
         }
         let policy = settings.ledger_policy();
         let (mut rows, _is_new) = Rows::open(&ledger, policy, clock.clone(), chance.clone())?;
+        // The ledger is there and nothing else is: the next start makes the rest.
+        crash_point!(LedgerOpenedBeforeJournal);
         let (data_id, segment) = (rows.data_id()?, rows.segment()?);
         let transformer = Arc::new(Transformer::new(&settings.filter));
         let labels = transformer.queues().to_vec();
@@ -69,6 +72,8 @@ impl Data {
             }
             rows.end_leases(&Event::ProcessDied)
         })?;
+        // The ledger knows what was sealed and has taken back its leases; queues follow later, now or at the next start.
+        crash_point!(RecoveredBeforeLists);
         let positions = rows.queue_positions()?;
         let journal = Arc::new(Mutex::new(journal));
         Ok(Self { dir, rows, journal, data_id, positions, transformer })
@@ -91,6 +96,8 @@ impl Data {
         let listed = staged
             .know(&mut self.rows, &nobody)
             .and_then(|known| known.swap(&mut self.rows, &nobody));
+        // The lists are in the ledger and nothing has begun: the same command lists the same again.
+        crash_point!(ListedBeforeWork);
         match listed {
             Ok(listed) => Ok(Ok(listed)),
             Err(ListingError::Store(error)) => Err(error),

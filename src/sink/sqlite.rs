@@ -144,6 +144,8 @@ impl Sink for SqliteQueues {
             if cut.map_err(|error| StoreError::sqlite(&file.path, error))? != 0 {
                 tracing::warn!(path = %file.path.display(), "a reader's open transaction keeps the WAL, do not move this file yet");
             }
+            // This file is whole without its WAL, others perhaps not: the next start opens each as it is.
+            crash_point!(QueueClosedBeforeOthers);
         }
         Ok(())
     }
@@ -183,6 +185,8 @@ impl QueueFile {
         patiently(&path, || connection.execute_batch(&set))?;
         let permitted = std::fs::set_permissions(&path, PermissionsExt::from_mode(0o660));
         permitted.map_err(|error| StoreError::io(&path, error))?;
+        // The file is there and has no tables yet: the next start makes them, from where the ledger says the file was.
+        crash_point!(QueueFileMadeBeforeTables);
         // A file that was made and not yet filled when the process died has no position either.
         let start = known.unwrap_or_default();
         patiently(&path, || create_tables(&connection, data_id, start))?;

@@ -100,6 +100,8 @@ impl Journal {
                 sealed.insert(number, metadata.len());
             }
         }
+        // Parts are gone, their accounts were never done: they are fetched again.
+        crash_point!(PartsDeletedBeforeRecovery);
         let newest = sealed.keys().last().copied().unwrap_or(0).max(last_known);
         Ok(Self {
             folder,

@@ -222,6 +222,8 @@ impl Rows {
 
     /// Truncates the WAL.
     pub(crate) fn close(&mut self) -> Result<(), StoreError> {
+        // Everything is settled and given back; what is left in the WAL is read from there.
+        crash_point!(LeasesEndedBeforeClose);
         let cut = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         cut.map_err(|error| self.failed(error))
     }
@@ -245,6 +247,8 @@ impl Rows {
     /// Makes every commit so far durable, if a settle asked for it: one commit at FULL that writes something.
     pub(crate) fn sync_if_wanted(&mut self) -> Result<(), StoreError> {
         if self.wants_sync {
+            // Positions are written and not durable; the segments are still there and every follower knows its own.
+            crash_point!(PositionsWrittenBeforeSync);
             let full = self.connection.execute_batch(
                 "PRAGMA synchronous=FULL; UPDATE meta SET value = value WHERE key = 'segment';
                  PRAGMA synchronous=NORMAL;",

@@ -10,6 +10,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,6 +32,8 @@ struct Bench {
     notify: UnixDatagram,
     skyfill: Skyfill,
     extra: String,
+    /// `metrics.listen`.
+    metrics: String,
 }
 
 impl Bench {
@@ -43,10 +47,10 @@ impl Bench {
         let flags = network.flags();
         let extra = format!(
             "identity.plc_url = \"{}\"\nidentity.requests_per_second = 1000\nnetwork.allow = [\"127.0.0.0/8\"]\n\
-             fetch.host_requests_per_second = 1000\nlimits.disk_free = \"0B\"\nmetrics.listen = \"\"\n",
+             fetch.host_requests_per_second = 1000\nlimits.disk_free = \"0B\"\n",
             flags[1]
         );
-        let bench = Self { folder, notify, skyfill, extra };
+        let bench = Self { folder, notify, skyfill, extra, metrics: String::new() };
         bench.configure("");
         bench
     }
@@ -62,10 +66,11 @@ impl Bench {
     fn configure(&self, more: &str) {
         let (data, list) = (self.data(), self.path("dids.txt"));
         let text = format!(
-            "data_dir = \"{}\"\nsource.files = [\"{}\"]\n{}{more}\n",
+            "data_dir = \"{}\"\nsource.files = [\"{}\"]\n{}metrics.listen = \"{}\"\n{more}\n",
             data.display(),
             list.display(),
-            self.extra
+            self.extra,
+            self.metrics
         );
         // As an editor does it: whole, or not at all.
         std::fs::write(self.path("new.toml"), text).unwrap();
@@ -288,5 +293,85 @@ fn lists_that_cannot_be_used_end_the_start_by_name() {
     bench.told(&["READY=1"]);
     bench.told(&["working: 1 accounts listed"]);
     bench.until_decided(1);
+    bench.stop(daemon);
+}
+
+/// Status and body of a path at a daemon's endpoint.
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Where a daemon says that it serves its metrics.
+fn endpoint(daemon: &Running) -> String {
+    let line = "serving metrics listen=";
+    assert!(daemon.wait_for(line, PATIENCE));
+    let stderr = daemon.stderr();
+    let (_, rest) = stderr.split_once(line).unwrap();
+    rest.split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn it_is_watched_from_its_start_to_its_end() {
+    let network = network(45, 8);
+    let mut bench = Bench::new(&network);
+    bench.metrics = "127.0.0.1:0".to_owned();
+    bench.configure("");
+    let dids = network.world().dids();
+    bench.list(&dids[..4]);
+    let daemon = bench.start();
+    let address = endpoint(&daemon);
+    bench.told(&["working: 4 accounts listed"]);
+    bench.until_decided(4);
+    assert_eq!(get(&address, "/readyz"), (200, "ready\n".to_owned()));
+    assert_eq!(get(&address, "/healthz"), (200, "ok\n".to_owned()));
+    let metric = |line: &str| {
+        let (status, text) = get(&address, "/metrics");
+        assert_eq!(status, 200);
+        assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
+    };
+    metric("skyfill_accounts{state=\"done\"} 4");
+    metric("skyfill_config_last_reload_successful 1");
+    bench.list_bytes(b"did:plc:\xff");
+    daemon.signal(Signal::HUP);
+    bench.told(&["READY=1", "reload refused"]);
+    metric("skyfill_config_last_reload_successful 0");
+    for host in &network.hosts {
+        host.set_manners(Manners { bytes_per_second: Some(10_000), ..Manners::default() });
+    }
+    bench.list(&dids);
+    daemon.signal(Signal::HUP);
+    bench.told(&["READY=1", "reloaded: 8 accounts listed"]);
+    metric("skyfill_config_last_reload_successful 1");
+    bench.until(|status| status["accounts"]["active"].as_u64() > Some(0));
+    daemon.signal(Signal::TERM);
+    bench.told(&["STOPPING=1"]);
+    assert_eq!(get(&address, "/readyz"), (503, "draining\n".to_owned()));
+    metric("skyfill_config_last_reload_successful 1");
+    daemon.finish(Duration::from_secs(30)).expect_code(0);
+    assert!(TcpStream::connect(&address).is_err());
+}
+
+#[test]
+fn an_address_in_use_ends_the_start_and_a_directory_in_use_comes_first() {
+    let network = network(46, 1);
+    let mut bench = Bench::new(&network);
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    bench.metrics.clone_from(&address);
+    bench.configure("");
+    bench.list(&network.world().dids());
+    let taken = bench.command(&["run"]).expect_code(78);
+    assert!(taken.stderr.contains(&format!("metrics.listen: {address}: ")), "{taken:?}");
+    drop(other);
+    let daemon = bench.start();
+    bench.told(&["working: 1 accounts listed"]);
+    bench.command(&["run"]).expect_code(75);
+    bench.command(&["check"]).expect_code(0);
     bench.stop(daemon);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::config::file::ConfigError;
 use crate::config::targets::TargetError;
 use crate::exit_code::ExitCode;
+use crate::ops::http::ListenError;
 use crate::pipeline::StartError;
 use crate::reload::ReloadError;
 use crate::store::error::StoreError;
@@ -39,6 +40,9 @@ pub enum CommandError {
         /// How many.
         accounts: u64,
     },
+    /// The address for metrics cannot be taken.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The lists of `run` cannot be used.
     #[error(transparent)]
     Reload(#[from] ReloadError),
@@ -65,6 +69,7 @@ impl CommandError {
             Self::Targets(error) => ExitCode::from(error),
             Self::Store(error) | Self::Start(StartError::Store(error)) => ExitCode::from(error),
             Self::Failed(error) => ExitCode::from(error.as_ref()),
+            Self::Listen(error) => ExitCode::from(error),
             Self::Reload(error) => of_reload(error),
             Self::Unreachable(_) => ExitCode::Unreachable,
             Self::Filter { .. } => ExitCode::Config,

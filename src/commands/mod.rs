@@ -12,3 +12,4 @@ pub mod status;
 pub mod summary;
 pub mod verify;
 pub mod verify_car;
+pub mod watched;

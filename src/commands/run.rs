@@ -17,19 +17,24 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::clock::Clock;
 use crate::commands::error::CommandError;
 use crate::commands::live::{Beside, Live};
+use crate::commands::watched::{Watched, readiness};
 use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource};
 use crate::exit_code::ExitCode;
 use crate::ops::control::{ControlSocket, ORDERS_MAX, Order, Question, refusal};
+use crate::ops::http::Readiness;
 use crate::ops::logging::LogHandle;
 use crate::ops::notify;
 use crate::ops::signals::{Asked, DaemonSignals};
 use crate::pipeline::{Data, Pipeline, PipelineEnd, Reach, Surrounding};
 use crate::reload::{Origin, ReloadError, Reloader};
 use crate::store::error::StoreError;
+use crate::store::health::Condition;
 use crate::store::listing::Step;
+use crate::telemetry;
 
 /// How often the pace is measured.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -57,8 +62,12 @@ pub async fn run(
     let signals = DaemonSignals::listen().map_err(internal)?;
     // What is plainly not there is said at once.
     drop(targets::open(&ListSource::configured(&settings.source))?);
+    let watched = Watched::serve(settings.metrics.listen).await;
+    // Another daemon of this data directory may hold the address too, and is then the answer.
     let data = Data::open(&settings, &surrounding.clock, &surrounding.chance)?;
+    let watched = watched?;
     let pipeline = Pipeline::start_held(data, &settings, surrounding).await?;
+    watched.sample(pipeline.sampler());
     let listening = ControlSocket::listen(&settings.data_dir);
     let socket = listening.map_err(|error| StoreError::io(&settings.data_dir, error))?;
     let (orders, taken) = mpsc::channel(ORDERS_MAX);
@@ -76,8 +85,11 @@ pub async fn run(
     let reloader = Reloader::new(origin, settings, reach, log);
     let step = reloader.step();
     let daemon = Daemon {
+        clock: surrounding.clock.clone(),
         live,
         step,
+        watched: &watched,
+        condition: pipeline.condition(),
         batch_size,
         is_loaded: false,
         loading: None,
@@ -88,6 +100,7 @@ pub async fn run(
     };
     let ended = daemon.work(&pipeline, reloader, signals, taken).await;
     feeding.abort();
+    watched.tell(if ended.is_ok() { Readiness::Draining } else { Readiness::Failed });
     notify::stopping("finishing what is in flight, giving the rest back");
     let stopped = pipeline.stop().await;
     serving.abort();
@@ -100,9 +113,12 @@ pub async fn run(
 }
 
 /// What the daemon's loop remembers.
-struct Daemon {
+struct Daemon<'d> {
+    clock: Clock,
     live: Live,
     step: watch::Receiver<Option<Step>>,
+    watched: &'d Watched,
+    condition: watch::Receiver<Condition>,
     batch_size: usize,
     is_loaded: bool,
     /// Lists are being loaded, and the reloader is with them.
@@ -116,7 +132,7 @@ struct Daemon {
     idle: Option<Reloader>,
 }
 
-impl Daemon {
+impl Daemon<'_> {
     async fn work(
         mut self,
         pipeline: &Pipeline,
@@ -147,6 +163,7 @@ impl Daemon {
                         break Err(error);
                     }
                 }
+                Ok(()) = self.condition.changed() => self.tell_readiness(),
                 _ = sampling.tick() => self.live.sample(),
                 _ = telling.tick() => self.tell(),
             }
@@ -161,6 +178,10 @@ impl Daemon {
             let _gone = answer.send(refused.clone());
         }
         ended
+    }
+
+    fn tell_readiness(&mut self) {
+        self.watched.tell(readiness(self.is_loaded, &self.condition.borrow_and_update()));
     }
 
     /// Says how far the work is, if there is any.
@@ -227,16 +248,19 @@ impl Daemon {
             Ok(what) if is_first => {
                 tracing::info!("working: {what}");
                 notify::status(&format!("working: {what}"));
+                self.tell_readiness();
                 json!({"ok": true})
             }
             Ok(what) => {
                 tracing::info!("reloaded: {what}");
+                telemetry::config_loaded(self.clock.wall_ms());
                 notify::ready(&format!("reloaded: {what}"));
                 json!({"ok": true, "reloaded": what})
             }
             Err(error) if is_first => return Err(error.into()),
             // The end of the ledger is told by the pipeline.
             Err(error) => {
+                telemetry::reload_refused();
                 tracing::error!(%error, "reload refused, the old configuration and lists stay in force");
                 notify::ready(&format!("reload refused, the old state stays in force: {error}"));
                 refusal(&error)

@@ -395,7 +395,15 @@ fn patiently(path: &Path, work: impl Fn() -> rusqlite::Result<()>) -> Result<(),
 }
 
 fn create_tables(connection: &Connection, data_id: &str, start: Position) -> rusqlite::Result<()> {
-    connection.execute_batch(
+    let select = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'queue')";
+    // What is pending is found and counted without reading the payloads. An older file may be long, and is left as it is.
+    let index = match connection.query_row(select, [], |row| row.get(0))? {
+        true => {
+            "CREATE INDEX IF NOT EXISTS skyfill_pending ON queue(status) WHERE status = 'pending';"
+        }
+        false => "",
+    };
+    connection.execute_batch(&format!(
         "BEGIN IMMEDIATE;
          CREATE TABLE IF NOT EXISTS queue (
              id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -409,8 +417,9 @@ fn create_tables(connection: &Connection, data_id: &str, start: Position) -> rus
          CREATE TABLE IF NOT EXISTS skyfill_position (
              one INTEGER PRIMARY KEY CHECK (one = 1), data_id TEXT, segment INTEGER, item INTEGER,
              begun INTEGER);
+         {index}
          COMMIT;",
-    )?;
+    ))?;
     let insert = "INSERT OR IGNORE INTO skyfill_position (one, data_id, segment, item, begun) VALUES (1, ?1, ?2, ?3, ?2)";
     connection.execute(insert, params![data_id, signed(start.segment), signed(start.item)])?;
     Ok(())
@@ -434,4 +443,31 @@ const fn signed(number: u64) -> i64 {
 
 const fn unsigned(number: i64) -> u64 {
     number.cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(folder: &Path) -> SqliteQueues {
+        let labels = ["post".to_owned()];
+        SqliteQueues::open(folder, "id", &labels, 1_000, HashMap::new(), Clock::system()).unwrap()
+    }
+
+    fn plan(path: &Path) -> String {
+        let select = "EXPLAIN QUERY PLAN SELECT count(*) FROM queue WHERE status = 'pending'";
+        let reader = Connection::open(path).unwrap();
+        reader.query_row(select, [], |row| row.get(3)).unwrap()
+    }
+
+    #[test]
+    fn pending_items_have_an_index_in_new_files_and_older_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(open(folder.path()));
+        let path = folder.path().join(file_name("post"));
+        assert!(plan(&path).contains("skyfill_pending"), "{}", plan(&path));
+        Connection::open(&path).unwrap().execute_batch("DROP INDEX skyfill_pending").unwrap();
+        drop(open(folder.path()));
+        assert!(!plan(&path).contains("skyfill_pending"), "{}", plan(&path));
+    }
 }

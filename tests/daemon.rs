@@ -10,10 +10,11 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -29,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A folder with a configuration, a list and a notify socket.
 struct Bench {
     folder: tempfile::TempDir,
-    notify: UnixDatagram,
+    /// What systemd was told, in order.
+    notify: Receiver<String>,
     skyfill: Skyfill,
     extra: String,
     /// `metrics.listen`.
@@ -41,7 +43,18 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("notify");
         let notify = UnixDatagram::bind(&socket).unwrap();
-        notify.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (told, notified) = channel();
+        // Ends when the bench is gone and something more, or nothing for a while, is said.
+        notify.set_read_timeout(Some(PATIENCE * 2)).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 8 << 10];
+            while let Ok(length) = notify.recv(&mut buffer) {
+                let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                if told.send(message).is_err() {
+                    return;
+                }
+            }
+        });
         let skyfill = Skyfill::new(env!("CARGO_BIN_EXE_skyfill"))
             .env("NOTIFY_SOCKET", socket.to_str().unwrap());
         let flags = network.flags();
@@ -50,7 +63,8 @@ impl Bench {
              fetch.host_requests_per_second = 1000\nlimits.disk_free = \"0B\"\n",
             flags[1]
         );
-        let bench = Self { folder, notify, skyfill, extra, metrics: String::new() };
+        let metrics = String::new();
+        let bench = Self { folder, notify: notified, skyfill, extra, metrics };
         bench.configure("");
         bench
     }
@@ -92,17 +106,15 @@ impl Bench {
 
     /// Waits for a message to systemd that holds all of `texts`.
     fn told(&self, texts: &[&str]) -> String {
-        let (mut buffer, begun) = ([0; 8 << 10], Instant::now());
-        while begun.elapsed() < PATIENCE {
-            let length = self.notify.recv(&mut buffer).unwrap_or_else(|error| {
-                panic!("{error}: systemd was never told {texts:?}");
-            });
-            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let message = self.notify.recv_timeout(left);
+            let message = message.unwrap_or_else(|_| panic!("systemd was never told {texts:?}"));
             if texts.iter().all(|text| message.contains(text)) {
                 return message;
             }
         }
-        panic!("systemd was never told {texts:?}");
     }
 
     fn command(&self, arguments: &[&str]) -> Finished {
@@ -117,6 +129,22 @@ impl Bench {
         let data = self.data();
         let flags = ["status", "--data-dir", data.to_str().unwrap(), "--json"];
         self.skyfill.run(&flags, PATIENCE).expect_code(0).json()
+    }
+
+    /// One request on the control socket; waits as long as the daemon says that it works on it.
+    fn ask(&self, request: &Value) -> Value {
+        let mut stream = UnixStream::connect(self.data().join("control.sock")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        writeln!(stream, "{request}").unwrap();
+        let (lines, begun) = (BufReader::new(stream).lines(), Instant::now());
+        for line in lines {
+            let answer: Value = line.unwrap().parse().unwrap();
+            if answer["working"] != true {
+                return answer;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it works for ever on {request}");
+        }
+        panic!("no answer to {request}");
     }
 
     /// Waits until the daemon has decided every listed account, and gives the status of that moment.
@@ -276,6 +304,120 @@ fn it_survives_kills_and_answers_on_its_socket() {
     assert_exactly(&network, &bench.data(), &(0..10).collect::<Vec<_>>());
 }
 
+/// What a round of the storm gives the daemon.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Round {
+    Some,
+    NotText,
+    Empty,
+    Big,
+    BadConfig,
+}
+
+/// A well-formed DID that no directory knows.
+fn stranger(rng: &mut fastrand::Rng) -> String {
+    let letters: Vec<char> = "abcdefghijklmnopqrstuvwxyz234567".chars().collect();
+    let name: String = (0..24).map(|_| letters[rng.usize(..letters.len())]).collect();
+    format!("did:plc:{name}")
+}
+
+#[test]
+fn a_hundred_reloads_under_load_lose_nothing() {
+    let network = network(45, 120);
+    for host in &network.hosts {
+        host.set_manners(Manners { bytes_per_second: Some(20_000), ..Manners::default() });
+    }
+    let bench = Bench::new(&network);
+    let (dids, mut rng) = (network.world().dids(), fastrand::Rng::with_seed(45));
+    bench.list(&dids);
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    bench.told(&["working: 120 accounts listed"]);
+    let (mut accepted, mut refused) = (0, 0);
+    for number in 0..100 {
+        let round = match number % 5 {
+            0 => Round::Some,
+            1 => Round::NotText,
+            2 => Round::Empty,
+            3 if number % 20 == 3 => Round::Big,
+            3 => Round::Some,
+            _ => Round::BadConfig,
+        };
+        bench.configure(if round == Round::BadConfig { "limits.memory = \"1\"" } else { "" });
+        let mut some: Vec<String> = dids.iter().filter(|_| rng.bool()).cloned().collect();
+        some.push(dids[number].clone());
+        match round {
+            Round::NotText => bench.list_bytes(b"did:plc:\xff"),
+            Round::Empty => bench.list_bytes(b""),
+            Round::Big => {
+                some.extend((0..40_000).map(|_| stranger(&mut rng)));
+                bench.list(&some);
+            }
+            Round::Some | Round::BadConfig => bench.list(&some),
+        }
+        if number % 10 == 9 {
+            // Signals beside it end in the same state, however many there are.
+            assert!((0..5).all(|_| daemon.signal(Signal::HUP)));
+        }
+        let answer = bench.ask(&serde_json::json!({"command": "reload"}));
+        let is_good = matches!(round, Round::Some | Round::Big);
+        assert_eq!(answer["ok"], is_good, "{round:?}: {answer}");
+        accepted += u32::from(is_good);
+        refused += u32::from(!is_good);
+    }
+    assert_eq!((accepted, refused), (40, 60));
+    bench.configure("");
+    bench.list(&dids);
+    assert_eq!(bench.ask(&serde_json::json!({"command": "reload"}))["ok"], true);
+    for host in &network.hosts {
+        host.set_manners(Manners::default());
+    }
+    let status = bench.until_decided(120);
+    assert_eq!(status["accounts"]["done"], 120, "{status}");
+    let finished = bench.stop(daemon);
+    assert!(!finished.stderr.contains("crashed"), "{}", finished.stderr);
+    assert_exactly(&network, &bench.data(), &(0..120).collect::<Vec<_>>());
+    bench.command(&["verify"]).expect_code(0);
+    println!("{accepted} reloads accepted, {refused} refused, {:?}", finished.usage);
+}
+
+#[test]
+fn a_drain_under_load_gives_back_and_the_next_start_goes_on() {
+    let network = network(46, 30);
+    let slow = Manners { bytes_per_second: Some(2_000), ..Manners::default() };
+    network.hosts.iter().for_each(|host| host.set_manners(slow.clone()));
+    let bench = Bench::new(&network);
+    bench.list(&network.world().dids());
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    bench.until(|status| {
+        status["accounts"]["active"].as_u64() > Some(0) && network.open_transfers() > 0
+    });
+    let begun = Instant::now();
+    bench.stop(daemon);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    let counts = bench.status()["accounts"].clone();
+    assert_eq!(counts["active"], 0, "{counts}");
+    for did in network.world().dids() {
+        let account = bench.command(&["status", &did, "--json"]).expect_code(0).json();
+        assert_eq!((&account["attempts"], &account["process_deaths"]), (&0.into(), &0.into()));
+    }
+    // A second signal does not wait.
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    bench.until(|_| network.open_transfers() > 0);
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_for("again to force", PATIENCE));
+    daemon.signal(Signal::TERM);
+    daemon.finish(Duration::from_secs(5)).expect_code(1);
+    network.hosts.iter().for_each(|host| host.set_manners(Manners::default()));
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    bench.until_decided(30);
+    bench.stop(daemon);
+    assert_exactly(&network, &bench.data(), &(0..30).collect::<Vec<_>>());
+}
+
 #[test]
 fn lists_that_cannot_be_used_end_the_start_by_name() {
     let network = network(44, 1);
@@ -341,8 +483,9 @@ fn it_is_watched_from_its_start_to_its_end() {
     daemon.signal(Signal::HUP);
     bench.told(&["READY=1", "reload refused"]);
     metric("skyfill_config_last_reload_successful 0");
+    let slow = Manners { chunk_bytes: 500, bytes_per_second: Some(5_000), ..Manners::default() };
     for host in &network.hosts {
-        host.set_manners(Manners { bytes_per_second: Some(10_000), ..Manners::default() });
+        host.set_manners(slow.clone());
     }
     bench.list(&dids);
     daemon.signal(Signal::HUP);

@@ -10,6 +10,7 @@
 //! reload while one is going on gets the next one, together with everybody else who asked.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ use crate::exit_code::ExitCode;
 use crate::ops::control::{ControlSocket, ORDERS_MAX, Order, Question, refusal};
 use crate::ops::http::Readiness;
 use crate::ops::logging::LogHandle;
-use crate::ops::notify;
+use crate::ops::notify::Notifier;
 use crate::ops::signals::{Asked, DaemonSignals};
 use crate::pipeline::{Data, Pipeline, PipelineEnd, Reach, Surrounding};
 use crate::reload::{Origin, ReloadError, Reloader};
@@ -74,12 +75,13 @@ pub async fn run(
     let serving = tokio::spawn(socket.serve(orders));
     let reach = pipeline.reach();
     let heart = reach.clone();
-    let feeding = tokio::spawn(notify::feed(move || {
+    let notifier = Notifier::start();
+    let feeding = tokio::spawn(notifier.clone().feed(move || {
         let heart = heart.clone();
         async move { heart.heartbeat().await }
     }));
     tracing::info!(data_dir = %settings.data_dir.display(), "ready, loading the lists");
-    notify::ready("loading the lists");
+    notifier.ready("loading the lists");
     let live = Live::new(surrounding.clock.clone(), reach.clone());
     let batch_size = settings.limits.batch_size;
     let reloader = Reloader::new(origin, settings, reach, log);
@@ -87,6 +89,7 @@ pub async fn run(
     let daemon = Daemon {
         clock: surrounding.clock.clone(),
         live,
+        notifier: notifier.clone(),
         step,
         watched: &watched,
         condition: pipeline.condition(),
@@ -101,7 +104,7 @@ pub async fn run(
     let ended = daemon.work(&pipeline, reloader, signals, taken).await;
     feeding.abort();
     watched.tell(if ended.is_ok() { Readiness::Draining } else { Readiness::Failed });
-    notify::stopping("finishing what is in flight, giving the rest back");
+    notifier.stopping("finishing what is in flight, giving the rest back");
     let stopped = pipeline.stop().await;
     serving.abort();
     // Until it has ended, its file is there.
@@ -116,6 +119,7 @@ pub async fn run(
 struct Daemon<'d> {
     clock: Clock,
     live: Live,
+    notifier: Notifier,
     step: watch::Receiver<Option<Step>>,
     watched: &'d Watched,
     condition: watch::Receiver<Condition>,
@@ -187,7 +191,7 @@ impl Daemon<'_> {
     /// Says how far the work is, if there is any.
     fn tell(&self) {
         if self.is_loaded {
-            notify::status(&self.live.line());
+            self.notifier.status(&self.live.line());
         }
         if self.live.is_busy() {
             self.live.log();
@@ -195,7 +199,9 @@ impl Daemon<'_> {
     }
 
     fn answer(&mut self, order: Order, reach: &Reach) {
-        let Order { question, answer } = order;
+        let Order { question, is_in_work, answer } = order;
+        // Status is a matter of moments, the others of the ledger's or the lists' length.
+        is_in_work.store(question != Question::Status, Ordering::Release);
         match question {
             Question::Reload => self.want_reload(Some(answer)),
             Question::Status => {
@@ -231,7 +237,7 @@ impl Daemon<'_> {
         };
         self.waiting = std::mem::take(&mut self.next);
         tracing::info!("reloading configuration and lists");
-        notify::reloading("reading configuration and lists");
+        self.notifier.reloading("reading configuration and lists");
         self.loading = Some(tokio::spawn(async move {
             let reloaded = reloader.reload().await;
             (reloader, reloaded.map(|reloaded| reloaded.to_string()))
@@ -247,14 +253,14 @@ impl Daemon<'_> {
         let answer = match outcome {
             Ok(what) if is_first => {
                 tracing::info!("working: {what}");
-                notify::status(&format!("working: {what}"));
                 self.tell_readiness();
+                self.notifier.status(&format!("working: {what}"));
                 json!({"ok": true})
             }
             Ok(what) => {
                 tracing::info!("reloaded: {what}");
                 telemetry::config_loaded(self.clock.wall_ms());
-                notify::ready(&format!("reloaded: {what}"));
+                self.notifier.ready(&format!("reloaded: {what}"));
                 json!({"ok": true, "reloaded": what})
             }
             Err(error) if is_first => return Err(error.into()),
@@ -262,7 +268,8 @@ impl Daemon<'_> {
             Err(error) => {
                 telemetry::reload_refused();
                 tracing::error!(%error, "reload refused, the old configuration and lists stay in force");
-                notify::ready(&format!("reload refused, the old state stays in force: {error}"));
+                self.notifier
+                    .ready(&format!("reload refused, the old state stays in force: {error}"));
                 refusal(&error)
             }
         };

@@ -57,8 +57,13 @@ fn whole(reader: &Reader, live: Option<&Value>) -> Result<Value, StoreError> {
             })
             .collect(),
     };
+    // What the daemon says of its phase and its end holds for the counts that it says itself.
+    let accounts = match live {
+        Some(live) => live["accounts"].clone(),
+        None => json!(reader.counts()?),
+    };
     Ok(json!({
-        "accounts": reader.counts()?,
+        "accounts": accounts,
         "parked": reader.parked_by_reason()?,
         "records": Sums::read(reader, &[])?.records,
         "hosts": hosts,

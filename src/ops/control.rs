@@ -5,9 +5,9 @@
 //!  {"command":"retry","all":true | "reason":R | "did":D}         {"ok":true,"retried":3}
 //!  {"command":"reload"}                                          {"ok":true} or {"ok":false,"error":"..."}
 //! ```
-//! One JSON object a line, both ways; while an order is in work a line `{"working":true}` a second says so. A line has at most
-//! 16 KiB; whoever sends nothing for 5 s, or does not read, is dropped; at most 16 at once. A socket file that a dead process
-//! left behind is replaced: the data directory's lock says that nobody else is there.
+//! One JSON object a line, both ways; while a retry or reload is in work a line `{"working":true}` a second says so. A line
+//! has at most 16 KiB; whoever sends nothing for 5 s, or does not read, is dropped; at most 16 at once. A socket file that a
+//! dead process left behind is replaced: the data directory's lock says that nobody else is there.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufRead, BufReader as BlockingReader, Read as _, Write as _};
@@ -16,6 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub enum Question {
 pub struct Order {
     /// What is asked.
     pub question: Question,
+    /// Set by whoever takes up something that may last: only then does the client hear that it is in work.
+    pub is_in_work: Arc<AtomicBool>,
     /// Where the answer, one JSON object, goes.
     pub answer: oneshot::Sender<Value>,
 }
@@ -149,14 +152,20 @@ async fn talk(stream: UnixStream, orders: &mpsc::Sender<Order>) -> io::Result<()
             }
         };
         let (answer, answered) = oneshot::channel();
-        if orders.try_send(Order { question, answer }).is_err() {
+        let is_in_work = Arc::<AtomicBool>::default();
+        let order = Order { question, is_in_work: Arc::clone(&is_in_work), answer };
+        if orders.try_send(order).is_err() {
             return write(&mut writer, &refusal(&"skyfill is stopping")).await;
         }
         tokio::pin!(answered);
         let answer = loop {
             match tokio::time::timeout(WORKING_EVERY, &mut answered).await {
                 Ok(answer) => break answer.unwrap_or_else(|_| refusal(&"skyfill is stopping")),
-                Err(_) => write(&mut writer, &json!({"working": true})).await?,
+                Err(_) if is_in_work.load(Ordering::Acquire) => {
+                    write(&mut writer, &json!({"working": true})).await?;
+                }
+                // A client that hears nothing gives up.
+                Err(_) => {}
             }
         };
         write(&mut writer, &answer).await?;
@@ -278,7 +287,7 @@ mod tests {
         let socket = ControlSocket::listen(path).unwrap();
         let (orders, mut taken) = mpsc::channel(ORDERS_MAX);
         tokio::spawn(async move {
-            while let Some(Order { question, answer }) = taken.recv().await {
+            while let Some(Order { question, answer, .. }) = taken.recv().await {
                 let _gone = answer.send(json!({"ok": true, "asked": format!("{question:?}")}));
             }
         });
@@ -331,6 +340,16 @@ mod tests {
         let _reset = stream.read_to_string(&mut answer).await;
         assert!(answer.is_empty() || answer.contains("at most 16 KiB"), "{answer}");
         asked(&path, json!({"command": "status"})).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_that_takes_nothing_up_is_given_up() {
+        let (_folder, path) = data_dir("d");
+        let socket = ControlSocket::listen(&path).unwrap();
+        // Nobody takes the order, and nobody drops it.
+        let (orders, _taken) = mpsc::channel(ORDERS_MAX);
+        let _serving = tokio::spawn(socket.serve(orders));
+        assert_eq!(asked(&path, json!({"command": "reload"})).await, Err(AskError::Silent));
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 //! The watchdog is fed only while every stage and the ledger answer: a process that lives but does no work is restarted. A
 //! message that cannot be sent is no reason to stop.
 
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -10,39 +11,95 @@ use sd_notify::NotifyState;
 /// Pings in one watchdog period: one that is late, or one heartbeat that is slow, is not the end.
 const PINGS_A_PERIOD: u32 = 3;
 
-/// The start, or a reload, is over.
-pub fn ready(status: &str) {
-    let status = line(status);
-    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+/// Messages that may wait while systemd does not read; later ones are dropped.
+const WAITING_MAX: usize = 64;
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Said {
+    Ready(String),
+    Reloading(String),
+    Status(String),
+    Stopping(String),
+    Watchdog,
 }
 
-/// A reload begins.
-pub fn reloading(status: &str) {
-    let status = line(status);
-    let mut states = vec![NotifyState::Reloading, NotifyState::Status(&status)];
-    states.extend(NotifyState::monotonic_usec_now().ok());
-    tell(&states);
-}
+/// Tells systemd, from a thread of its own: a service manager that does not read makes nobody wait. Clones share the thread.
+#[derive(Clone, Debug)]
+pub struct Notifier(Option<SyncSender<Said>>);
 
-/// What `systemctl status` shows.
-pub fn status(text: &str) {
-    tell(&[NotifyState::Status(&line(text))]);
-}
+impl Notifier {
+    /// To the systemd that started this process, if one did.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::over(|said| {
+            if let Err(error) = send(&said) {
+                tracing::debug!(%error, "systemd could not be told");
+            }
+        })
+    }
 
-/// The end begins.
-pub fn stopping(status: &str) {
-    let status = line(status);
-    tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);
-}
+    fn over(mut send: impl FnMut(Said) + Send + 'static) -> Self {
+        let (said, heard) = sync_channel(WAITING_MAX);
+        let tell = move || heard.into_iter().for_each(&mut send);
+        let started = std::thread::Builder::new().name("notify".to_owned()).spawn(tell);
+        Self(started.is_ok().then_some(said))
+    }
 
-/// Feeds the watchdog, if there is one, as long as `heartbeat` finds nobody silent. Never ends.
-pub async fn feed<B: Future<Output = Result<(), &'static str>>>(heartbeat: impl Fn() -> B) {
-    match sd_notify::watchdog_enabled() {
-        Some(period) => {
-            let ping = || tell(&[NotifyState::Watchdog]);
-            ping_while(period / PINGS_A_PERIOD, heartbeat, ping).await;
+    /// The start, or a reload, is over.
+    pub fn ready(&self, status: &str) {
+        self.say(Said::Ready(line(status)));
+    }
+
+    /// A reload begins.
+    pub fn reloading(&self, status: &str) {
+        self.say(Said::Reloading(line(status)));
+    }
+
+    /// What `systemctl status` shows.
+    pub fn status(&self, text: &str) {
+        self.say(Said::Status(line(text)));
+    }
+
+    /// The end begins.
+    pub fn stopping(&self, status: &str) {
+        self.say(Said::Stopping(line(status)));
+    }
+
+    fn say(&self, said: Said) {
+        // Nobody there, or nobody who reads.
+        let _untold = self.0.as_ref().map(|to| to.try_send(said));
+    }
+
+    /// Feeds the watchdog, if there is one, as long as `heartbeat` finds nobody silent. Never ends.
+    pub async fn feed<B: Future<Output = Result<(), &'static str>>>(
+        self,
+        heartbeat: impl Fn() -> B,
+    ) {
+        match sd_notify::watchdog_enabled() {
+            Some(period) => {
+                let ping = || self.say(Said::Watchdog);
+                ping_while(period / PINGS_A_PERIOD, heartbeat, ping).await;
+            }
+            None => std::future::pending().await,
         }
-        None => std::future::pending().await,
+    }
+}
+
+fn send(said: &Said) -> std::io::Result<()> {
+    match said {
+        Said::Ready(status) => {
+            sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)])
+        }
+        Said::Status(status) => sd_notify::notify(&[NotifyState::Status(status)]),
+        Said::Stopping(status) => {
+            sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(status)])
+        }
+        Said::Watchdog => sd_notify::notify(&[NotifyState::Watchdog]),
+        Said::Reloading(status) => {
+            let now = NotifyState::monotonic_usec_now()?;
+            sd_notify::notify(&[NotifyState::Reloading, now, NotifyState::Status(status)])
+        }
     }
 }
 
@@ -57,12 +114,6 @@ async fn ping_while<B: Future<Output = Result<(), &'static str>>>(
             Err(part) => tracing::error!(part, "no heartbeat, the watchdog is not fed"),
         }
         tokio::time::sleep(every).await;
-    }
-}
-
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd could not be told");
     }
 }
 
@@ -95,6 +146,26 @@ mod tests {
         is_ill.set(false);
         assert!(tokio::time::timeout(minute, &mut feeding).await.is_err());
         assert_eq!(pings.get(), 6);
+    }
+
+    #[test]
+    fn a_systemd_that_does_not_read_makes_nobody_wait() {
+        let (read, wait) = sync_channel::<()>(0);
+        let (told, heard) = sync_channel(1_000);
+        let notifier = Notifier::over(move |said| {
+            let _reads = wait.recv();
+            told.send(said).unwrap();
+        });
+        notifier.ready("up");
+        for number in 0..1_000 {
+            notifier.status(&format!("{number}"));
+        }
+        // From now on it reads.
+        drop(read);
+        drop(notifier);
+        let heard: Vec<Said> = heard.into_iter().collect();
+        assert_eq!(heard[..2], [Said::Ready("up".into()), Said::Status("0".into())]);
+        assert!(heard.len() <= WAITING_MAX + 2, "{}", heard.len());
     }
 
     #[test]

@@ -590,4 +590,22 @@ mod tests {
         plan.batched(Batched { counts: left, ..Batched::default() }, now);
         assert!(plan.next_batch(ROOM, true, now).is_none(), "there was none");
     }
+
+    #[test]
+    fn changed_lists_replace_every_backlog_with_the_next_batch_even_while_nothing_may_begin() {
+        let (mut plan, now) = plan(3);
+        plan.next_batch(ROOM, false, now).unwrap();
+        plan.batched(Batched::default(), now);
+        plan.relisted();
+        let batch = plan.next_batch(ROOM, false, now).unwrap();
+        assert!(batch.hosts_anew && batch.hosts.is_empty());
+        let row = HostRow { id: 2, name: "g".to_owned(), ready: 5, others: 0, silence_ms: 0 };
+        plan.batched(Batched { hosts_anew: Some(vec![row]), ..Batched::default() }, now);
+        let queued: Vec<_> =
+            plan.host_views(now).into_iter().map(|host| (host.name, host.queued)).collect();
+        assert_eq!(queued, [("g".to_owned(), 5), ("h".to_owned(), 0)]);
+        let batch = plan.next_batch(ROOM, true, now).unwrap();
+        assert!(!batch.hosts_anew);
+        assert_eq!(batch.hosts, [(2, 1)]);
+    }
 }

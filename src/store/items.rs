@@ -6,6 +6,10 @@
 
 use crate::limits::ITEM_BYTES_MAX;
 
+/// Room that a queue's next item begins with. Every queue of every parser thread has one, and none of it is asked for: seven
+/// queues and two threads hold less than 2 MiB so.
+const NEXT_ITEM_BYTES: usize = 128 << 10;
+
 /// A finished queue item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
@@ -69,8 +73,8 @@ impl OpenItems {
 
     fn close(&mut self, queue: usize) -> Option<Item> {
         let item = self.open.get_mut(queue).filter(|item| item.records > 0)?;
-        // The next item of this queue will probably be as long: one allocation instead of a series of growing ones.
-        let next = Vec::with_capacity(item.payload.capacity().min(1 << 20));
+        // The next item of this queue may be as long, or the last: it begins with room for some hundred rows and grows.
+        let next = Vec::with_capacity(item.payload.capacity().min(NEXT_ITEM_BYTES));
         let mut full = Item { queue: item.queue, records: item.records, payload: next };
         std::mem::swap(&mut full.payload, &mut item.payload);
         item.records = 0;

@@ -82,11 +82,11 @@ impl Names {
     }
 
     /// Every address of `name`, at least one. `is_relative` tries the system's search domains too.
-    ///
-    /// # Errors
-    /// [`NetError::Dns`].
-    pub async fn lookup(&self, name: &str, is_relative: bool) -> Result<Vec<IpAddr>, NetError> {
-        let failed = |why: &dyn std::fmt::Display| NetError::Dns(told(name, why));
+    async fn lookup(&self, name: &str, is_relative: bool) -> Result<Vec<IpAddr>, NotFound> {
+        let failed = |why: &dyn std::fmt::Display| {
+            let why = why.to_string();
+            NotFound { why, is_final: true }
+        };
         let mut parsed = Name::from_ascii(name).map_err(|error| failed(&error))?;
         let listed = self.listed(&parsed);
         if !listed.is_empty() {
@@ -101,8 +101,14 @@ impl Names {
         parsed.set_fqdn(!is_relative);
         let lookup = servers.lookup_ip(parsed);
         match tokio::time::timeout(Duration::from_secs(LOOKUP_SECONDS), lookup).await {
-            Err(_elapsed) => Err(failed(&format!("no name server answered in {LOOKUP_SECONDS} s"))),
-            Ok(Err(error)) => Err(failed(&innermost(&error))),
+            Err(_elapsed) => {
+                let why = format!("no name server answered in {LOOKUP_SECONDS} s");
+                Err(NotFound { why, is_final: false })
+            }
+            Ok(Err(error)) => {
+                let is_final = error.is_no_records_found();
+                Err(NotFound { why: innermost(&error), is_final })
+            }
             Ok(Ok(found)) => {
                 let addresses: Vec<IpAddr> = found.iter().collect();
                 if addresses.is_empty() { Err(failed(&"has no address")) } else { Ok(addresses) }
@@ -143,6 +149,14 @@ fn resolver(
     builder.build()
 }
 
+/// Why a name has no address.
+#[derive(Debug)]
+struct NotFound {
+    why: String,
+    /// Asking again would not help: there is no such name, or nobody to ask.
+    is_final: bool,
+}
+
 /// The resolver of one route: refuses a name unless every one of its addresses may be reached.
 #[derive(Clone)]
 pub struct GuardedNames {
@@ -166,7 +180,15 @@ impl GuardedNames {
     /// [`NetError::Dns`], [`NetError::Forbidden`].
     pub async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, NetError> {
         let is_relative = self.route == Route::Operator;
-        let mut addresses = self.names.lookup(name, is_relative).await?;
+        let mut addresses = match self.names.lookup(name, is_relative).await {
+            Ok(addresses) => addresses,
+            // A name that only network.allow could let pass, and that has no address there, is not let pass.
+            Err(NotFound { why, is_final: true }) if self.route == Route::Allowed => {
+                let why = format!("no address of it is in network.allow: {why}");
+                return Err(NetError::forbidden(name, why));
+            }
+            Err(not) => return Err(NetError::Dns(told(name, not.why))),
+        };
         if !self.guard.admits_all(&addresses, self.route) {
             let why = match self.route {
                 Route::Public => "one of its addresses is not public",
@@ -227,7 +249,8 @@ mod tests {
         let loopback = ips(&["127.0.0.1", "::1"]);
         assert_eq!(names.lookup("pds.localhost", false).await.unwrap(), loopback);
         for name in ["b.example", "", "a..b", "127.0.0.1"] {
-            assert!(matches!(names.lookup(name, false).await, Err(NetError::Dns(_))), "{name}");
+            let not = names.lookup(name, false).await.unwrap_err();
+            assert!(not.is_final && !not.why.is_empty(), "{name}");
         }
     }
 
@@ -255,6 +278,14 @@ mod tests {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_refused_only_where_the_operators_leave_was_needed() {
+        let nothing = |route| async move { guarded("", route).addresses("pds.local").await };
+        assert!(matches!(nothing(Route::Allowed).await, Err(NetError::Forbidden(_))));
+        assert!(matches!(nothing(Route::Public).await, Err(NetError::Dns(_))));
+        assert!(matches!(nothing(Route::Operator).await, Err(NetError::Dns(_))));
     }
 
     #[tokio::test]

@@ -1024,7 +1024,7 @@ fn slow_bench(seed: u64) -> Bench {
 fn a_full_disk_pauses_everything_and_goes_on_by_itself() {
     let bench = slow_bench(61);
     let dids = bench.dids();
-    let Some(disk) = OnDisk::start(&bench, "40m", &["--dids", &dids, "--batch-size", "2"]) else {
+    let Some(disk) = OnDisk::start(&bench, "128m", &["--dids", &dids, "--batch-size", "2"]) else {
         return;
     };
     disk.says("accounts listed", 1);
@@ -1053,7 +1053,7 @@ fn too_little_free_space_begins_nothing_new() {
     let bench = slow_bench(62);
     let dids = bench.dids();
     let more = ["--dids", dids.as_str(), "--set", "limits.disk_free=32MiB"];
-    let Some(disk) = OnDisk::start(&bench, "64m", &more) else { return };
+    let Some(disk) = OnDisk::start(&bench, "160m", &more) else { return };
     disk.says("accounts listed", 1);
     disk.order("fill");
     disk.says("limits.disk_free asks for", 1);
@@ -1070,7 +1070,7 @@ fn a_read_only_disk_is_refused_by_name_and_harms_nothing() {
     let dids = bench.dids();
     std::fs::create_dir_all(bench.path("orders")).unwrap();
     std::fs::write(bench.path("orders/again"), "ro rw").unwrap();
-    let Some(disk) = OnDisk::start(&bench, "64m", &["--dids", &dids]) else { return };
+    let Some(disk) = OnDisk::start(&bench, "160m", &["--dids", &dids]) else { return };
     let finished = disk.running.finish(PATIENCE);
     assert_eq!(finished.code, Some(0), "{finished:#?}");
     let read = |name: &str| std::fs::read_to_string(disk.orders.join(name)).unwrap();
@@ -1091,7 +1091,7 @@ fn a_host_that_does_not_wait_for_space_is_not_to_blame() {
     bench.network.faults().once(bench.did(0), Fault::Drop(At::LastBlock));
     let did = bench.did(0).to_owned();
     let more = ["--dids", did.as_str(), "--set", "limits.spool_memory=64KiB"];
-    let Some(disk) = OnDisk::start(&bench, "64m", &more) else { return };
+    let Some(disk) = OnDisk::start(&bench, "160m", &more) else { return };
     disk.says("accounts listed", 1);
     disk.order("almost");
     disk.says("the disk is full, everything waits writer=spool", 1);
@@ -1111,7 +1111,7 @@ fn a_host_that_does_not_wait_for_space_is_not_to_blame() {
 fn a_run_that_waits_for_space_can_be_stopped_and_goes_on_later() {
     let bench = slow_bench(65);
     let dids = bench.dids();
-    let Some(disk) = OnDisk::start(&bench, "40m", &["--dids", &dids, "--batch-size", "2"]) else {
+    let Some(disk) = OnDisk::start(&bench, "128m", &["--dids", &dids, "--batch-size", "2"]) else {
         return;
     };
     std::fs::write(disk.orders.join("again"), "free").unwrap();

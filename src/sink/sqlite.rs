@@ -25,8 +25,7 @@ use crate::store::segment::{Placed, SegmentReader};
 /// Page size of queue files: items are hundreds of KiB, and larger pages halve the cost of writing them.
 const PAGE_BYTES: u32 = 65_536;
 
-/// Memory of a file's page cache, KiB. Items are written once and not read again, so a larger one holds only what is done with;
-/// there is one for each of the seven files.
+/// Memory of a file's page cache, KiB, once for each of the seven files: items are written once and not read again.
 const CACHE_KIBIBYTES: u32 = 512;
 
 /// Pages of WAL after which SQLite copies them into the file: 8 MiB, which stays in the processor's and kernel's caches.

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use skyfill::domain::filter::{Filter, Kind, Offsets, Outside, TypeEntry, Window};
 use skyfill::domain::window::Placed;
 use skyfill::repo::cid::{Cid, Codec};
-use skyfill::transform::{RecordBlock, RecordSource, Transformer, Verdict};
+use skyfill::transform::{Origin, RecordBlock, RecordSource, Transformer, Verdict};
 
 fn cases(file: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
@@ -40,7 +40,7 @@ fn created_at() {
     let mut wrong = Vec::new();
     for case in &cases {
         let text = case["createdAt"].as_str().unwrap();
-        let found = match window.place(text) {
+        let found = match window.place(text.as_bytes()) {
             Placed::At(stamp) => Some(String::from_utf8(stamp.to_vec()).unwrap()),
             _ => None,
         };
@@ -63,9 +63,8 @@ fn all_kinds() -> Vec<TypeEntry> {
 /// Verdict in the golden table's words, queue, and the row.
 fn read(transformer: &Transformer, key: &str, record: &[u8]) -> (String, String, Option<Value>) {
     let cid = Cid { codec: Codec::DagCbor, digest: Sha256::digest(record).into() };
-    let did = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa";
-    let source =
-        RecordSource { did, rev: "3l5nhh4s4xs2b", key, cid, block: RecordBlock::Held(record) };
+    let origin = Origin::new("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "3l5nhh4s4xs2b");
+    let source = RecordSource { origin: &origin, key, cid, block: RecordBlock::Held(record) };
     let plan = transformer.read(&source);
     let mut row = Vec::new();
     plan.write(&mut row);

@@ -27,7 +27,7 @@ use skyfill::domain::filter::{Filter, Kind, Offsets, Outside, TypeEntry, Window}
 use skyfill::repo::car::Framer;
 use skyfill::repo::key::{Curve, PublicKey};
 use skyfill::repo::walk::{Expected, LeafBlock, Walk};
-use skyfill::transform::{RecordBlock, RecordSource, Transformer, Verdict};
+use skyfill::transform::{Origin, RecordBlock, RecordSource, Transformer, Verdict};
 
 const QUEUES: [&str; 7] = ["post", "reply", "repost", "like", "follow", "block", "rejected"];
 /// Rows of a queue item at most, by default.
@@ -215,12 +215,11 @@ fn read_repository(
     let rev = walk.commit().rev.clone();
     assert_eq!(Some(&rev), account.rev.as_ref(), "{}", account.name);
     assert_eq!(Some(framed.root.to_string()), account.commit, "{}", account.name);
-    let mut skipped = BTreeMap::new();
+    let (mut skipped, origin) = (BTreeMap::new(), Origin::new(did.as_str(), &rev));
     while let Some(leaf) = walk.next_leaf().unwrap() {
         let LeafBlock::Held(bytes) = leaf.block else { panic!("{} is too large", leaf.key) };
         let block = RecordBlock::Held(bytes);
-        let source =
-            RecordSource { did: did.as_str(), rev: &rev, key: leaf.key, cid: leaf.cid, block };
+        let source = RecordSource { origin: &origin, key: leaf.key, cid: leaf.cid, block };
         let plan = transformer.read(&source);
         let queue = match plan.verdict() {
             Verdict::Exported(queue) => &transformer.queues()[queue],

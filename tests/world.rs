@@ -30,7 +30,7 @@ use skyfill::repo::car::Framer;
 use skyfill::repo::cid::{Cid, Codec};
 use skyfill::repo::key::{Curve, PublicKey};
 use skyfill::repo::walk::{Expected, Walk};
-use skyfill::transform::{RecordBlock, RecordSource, Transformer, Verdict};
+use skyfill::transform::{Origin, RecordBlock, RecordSource, Transformer, Verdict};
 use support::demo_network;
 use support::faults::{At, Fault, Place, Target, Then, Wait};
 use support::judge::{judge, queue_path, queue_records};
@@ -376,11 +376,11 @@ fn the_transformer_agrees_with_the_oracle() {
         assert_eq!(transformer.queues(), options.labels());
         let mut rows = 0;
         for account in (0..world.len()).map(|index| world.account(index)) {
+            let origin = Origin::new(&account.did, &account.rev);
             for record in &account.records {
                 let codec = if record.cid[1] == 0x55 { Codec::Raw } else { Codec::DagCbor };
                 let source = RecordSource {
-                    did: &account.did,
-                    rev: &account.rev,
+                    origin: &origin,
                     key: &record.key,
                     cid: Cid { codec, digest: record.cid[4..].try_into().unwrap() },
                     block: RecordBlock::Held(&record.bytes),

@@ -41,8 +41,8 @@ struct Civil {
 impl Window {
     /// The `synctimestamp` of a record created at `text`.
     #[must_use]
-    pub fn place(&self, text: &str) -> Placed {
-        let Some((written, rest)) = parse(text.as_bytes()) else { return Placed::Unreadable };
+    pub fn place(&self, text: &[u8]) -> Placed {
+        let Some((written, rest)) = parse(text) else { return Placed::Unreadable };
         let civil = match self.offsets {
             Offsets::Ignore => written,
             Offsets::Utc => offset_seconds(rest).map_or(written, |offset| shifted(written, offset)),
@@ -284,7 +284,7 @@ mod tests {
             outside,
             offsets,
         };
-        match window.place(text) {
+        match window.place(text.as_bytes()) {
             Placed::At(stamp) => String::from_utf8(stamp.to_vec()).unwrap(),
             Placed::Dropped => "dropped".to_owned(),
             Placed::Unreadable => "unreadable".to_owned(),

@@ -204,8 +204,8 @@ fn read_header(bytes: &[u8]) -> Result<Cid, RepoError> {
     }
     for _ in 0..2 {
         match (reader.read().map_err(wrong)?, reader.read().map_err(wrong)?) {
-            (Item::Text("version"), Item::Unsigned(number)) => version = Some(number),
-            (Item::Text("roots"), Item::Array(count)) => {
+            (Item::Text(b"version"), Item::Unsigned(number)) => version = Some(number),
+            (Item::Text(b"roots"), Item::Array(count)) => {
                 for index in 0..count {
                     let Item::Link(cid) = reader.read().map_err(wrong)? else {
                         return Err(RepoError::NotCar("a root that is no CID"));

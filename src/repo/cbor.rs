@@ -4,10 +4,18 @@
 //! floats of 16, 32 or 64 bits are accepted. Refused: indefinite lengths, tags other than 42, simple values other than
 //! true, false and null, NaN and infinity, bad UTF-8 (TRANSFORM, "Which records", 3; DAG-CBOR specification).
 //! Lengths are never trusted: nothing is allocated by a claim, and a claim beyond the end is [`CborError::Truncated`].
+//!
+//! Text is looked at as bytes. [`validate`] proves once, for a whole record, that all of it is UTF-8; whoever reads the record
+//! again afterwards takes that for granted and does not pay for it twice.
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::limits::CBOR_DEPTH_MAX;
+
+/// Containers around one another that need no memory of their own; nearly every record has fewer.
+const DEPTH_USUAL: usize = 8;
 
 /// One item; containers give their entry count, their entries follow as items.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,8 +26,8 @@ pub enum Item<'a> {
     Negative(u64),
     /// Major type 2.
     Bytes(&'a [u8]),
-    /// Major type 3, valid UTF-8.
-    Text(&'a str),
+    /// Major type 3; UTF-8 in a value that [`validate`] has accepted.
+    Text(&'a [u8]),
     /// Major type 4: this many items follow.
     Array(u64),
     /// Major type 5: this many pairs follow.
@@ -72,52 +80,60 @@ pub enum CborError {
 /// Reads items one after another.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
+    length: usize,
 }
 
 impl<'a> Reader<'a> {
     /// Starts at the first byte.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+        Self { rest: bytes, length: bytes.len() }
     }
 
     /// Offset of the next item in bytes.
     #[must_use]
     pub const fn position(&self) -> usize {
-        self.at
+        self.length - self.rest.len()
     }
 
     /// Whether everything has been read.
     #[must_use]
     pub const fn is_at_end(&self) -> bool {
-        self.at == self.bytes.len()
+        self.rest.is_empty()
     }
 
-    /// Reads the next item.
+    /// Reads the next item; whether text is UTF-8 is not looked at.
     ///
     /// # Errors
     /// [`CborError`] for what DAG-CBOR does not have; the position is then undefined.
+    #[inline]
     pub fn read(&mut self) -> Result<Item<'a>, CborError> {
-        let initial = self.take(1)?[0];
+        let initial = self.byte()?;
         let (major, info) = (initial >> 5, initial & 0x1f);
         if major == 7 {
             return self.simple(info);
         }
-        let argument = self.argument(info)?;
+        let argument = if info < 24 { u64::from(info) } else { self.argument(info)? };
         Ok(match major {
             0 => Item::Unsigned(argument),
             1 => Item::Negative(argument),
             2 => Item::Bytes(self.take_claimed(argument)?),
-            3 => {
-                let text = simdutf8::basic::from_utf8(self.take_claimed(argument)?);
-                Item::Text(text.map_err(|_| CborError::Utf8)?)
-            }
+            3 => Item::Text(self.take_claimed(argument)?),
             4 => Item::Array(argument),
             5 => Item::Map(argument),
             _ => self.link(argument)?,
         })
+    }
+
+    /// Reads the next item; text must be UTF-8.
+    #[inline]
+    fn read_checked(&mut self) -> Result<Item<'a>, CborError> {
+        let item = self.read()?;
+        match item {
+            Item::Text(text) if !is_utf8(text) => Err(CborError::Utf8),
+            _ => Ok(item),
+        }
     }
 
     /// Passes over the next value with all that it contains. For values that [`validate`] has accepted.
@@ -137,10 +153,17 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    #[inline]
+    fn byte(&mut self) -> Result<u8, CborError> {
+        let (first, rest) = self.rest.split_first().ok_or(CborError::Truncated)?;
+        self.rest = rest;
+        Ok(*first)
+    }
+
     fn argument(&mut self, info: u8) -> Result<u64, CborError> {
         Ok(match info {
             0..=23 => u64::from(info),
-            24 => u64::from(self.take(1)?[0]),
+            24 => u64::from(self.byte()?),
             25 => u64::from(u16::from_be_bytes(self.array()?)),
             26 => u64::from(u32::from_be_bytes(self.array()?)),
             27 => u64::from_be_bytes(self.array()?),
@@ -166,7 +189,7 @@ impl<'a> Reader<'a> {
         if tag != 42 {
             return Err(CborError::Tag);
         }
-        let initial = self.take(1)?[0];
+        let initial = self.byte()?;
         if initial >> 5 != 2 {
             return Err(CborError::Tag);
         }
@@ -178,33 +201,38 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], CborError> {
-        self.take(N)?.try_into().map_err(|_| CborError::Truncated)
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(CborError::Truncated)?;
+        self.rest = rest;
+        Ok(*taken)
     }
 
+    #[inline]
     fn take_claimed(&mut self, length: u64) -> Result<&'a [u8], CborError> {
-        self.take(usize::try_from(length).map_err(|_| CborError::Truncated)?)
-    }
-
-    fn take(&mut self, length: usize) -> Result<&'a [u8], CborError> {
-        let rest = &self.bytes[self.at..];
-        let taken = rest.get(..length).ok_or(CborError::Truncated)?;
-        self.at += length;
+        let length = usize::try_from(length).map_err(|_| CborError::Truncated)?;
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(CborError::Truncated)?;
+        self.rest = rest;
         Ok(taken)
     }
+}
+
+/// Most text is short and ASCII: that is seen eight bytes at a time before a whole validator is asked.
+#[inline]
+fn is_utf8(text: &[u8]) -> bool {
+    text.is_ascii() || simdutf8::basic::from_utf8(text).is_ok()
 }
 
 /// A container whose entries are being read.
 #[derive(Clone, Copy)]
 struct Open<'a> {
-    /// Items left; two for each pair of a map, so that an even number means a key is next.
+    /// Entries, or pairs of a map, that have not begun.
     left: u64,
     is_map: bool,
     /// Keys have ascended so far (shorter first, then by bytes), so that none can be there twice.
     is_sorted: bool,
-    last_key: Option<&'a str>,
-    /// Offset of the first entry, and how many pairs there are.
+    last_key: Option<&'a [u8]>,
+    /// Offset of the first entry, and how many entries or pairs there are.
     start: usize,
-    pairs: u64,
+    count: u64,
 }
 
 /// Validates the one value that `bytes` must be, and tells `entry` key and byte range of each value of its outermost map.
@@ -214,67 +242,66 @@ struct Open<'a> {
 /// [`CborError`]: the first thing that records may not contain.
 pub fn validate<'a>(
     bytes: &'a [u8],
-    mut entry: impl FnMut(&'a str, Range<usize>),
+    mut entry: impl FnMut(&'a [u8], Range<usize>),
 ) -> Result<bool, CborError> {
     let mut reader = Reader::new(bytes);
-    let mut stack: Vec<Open<'a>> = Vec::with_capacity(8);
-    let (mut outer_key, mut outer_start, mut is_map) = ("", 0, false);
+    let mut stack: SmallVec<[Open<'a>; DEPTH_USUAL]> = SmallVec::new();
+    let (mut outer_key, mut outer_start): (&[u8], _) = (&[], 0);
+    let mut is_map = false;
     loop {
-        let start = reader.position();
-        let item = reader.read()?;
-        if let Some(open) = stack.last_mut()
-            && open.is_map
-            && open.left.is_multiple_of(2)
-        {
-            let Item::Text(key) = item else { return Err(CborError::Key) };
-            open.note_key(key);
-            open.left -= 1;
-            if stack.len() == 1 {
-                (outer_key, outer_start) = (key, reader.position());
-            }
-            continue;
-        }
-        let opened = match item {
-            Item::Array(entries) => Some((false, entries, entries)),
-            Item::Map(pairs) => Some((true, pairs, pairs.saturating_mul(2))),
+        let opened = match reader.read_checked()? {
+            Item::Array(count) => Some((false, count)),
+            Item::Map(count) => Some((true, count)),
             _ => None,
         };
-        if let Some((is_map_here, pairs, left)) = opened {
+        if let Some((is_map_here, count)) = opened {
             if stack.len() >= CBOR_DEPTH_MAX {
                 return Err(CborError::Depth);
             }
-            is_map |= start == 0 && is_map_here;
-            let (is_sorted, start) = (true, reader.position());
-            stack.push(Open { left, is_map: is_map_here, is_sorted, last_key: None, start, pairs });
-        } else if let Some(open) = stack.last_mut() {
-            open.left -= 1;
+            is_map |= stack.is_empty() && is_map_here;
+            stack.push(Open::new(is_map_here, count, reader.position()));
         }
-        if stack.len() == 1 && is_map && opened.is_none() {
-            entry(outer_key, outer_start..reader.position());
-        }
-        // A container that is complete is itself an item of the one around it.
-        while let Some(open) = stack.last().filter(|open| open.left == 0).copied() {
-            if !open.is_sorted && has_duplicate_key(&bytes[open.start..], open.pairs)? {
+        // A container that is complete is itself an entry of the one around it.
+        let mut is_complete = opened.is_none();
+        loop {
+            if is_complete && is_map && stack.len() == 1 {
+                entry(outer_key, outer_start..reader.position());
+            }
+            let is_outermost = stack.len() == 1;
+            let Some(open) = stack.last_mut() else {
+                return if reader.is_at_end() { Ok(is_map) } else { Err(CborError::Trailing) };
+            };
+            if open.left > 0 {
+                open.left -= 1;
+                if open.is_map {
+                    let Item::Text(key) = reader.read_checked()? else {
+                        return Err(CborError::Key);
+                    };
+                    open.note_key(key);
+                    if is_outermost {
+                        (outer_key, outer_start) = (key, reader.position());
+                    }
+                }
+                break;
+            }
+            if !open.is_sorted && has_duplicate_key(&bytes[open.start..], open.count)? {
                 return Err(CborError::DuplicateKey);
             }
             stack.pop();
-            if let Some(around) = stack.last_mut() {
-                around.left -= 1;
-            }
-            if stack.len() == 1 && is_map {
-                entry(outer_key, outer_start..reader.position());
-            }
-        }
-        if stack.is_empty() {
-            return if reader.is_at_end() { Ok(is_map) } else { Err(CborError::Trailing) };
+            is_complete = true;
         }
     }
 }
 
 impl<'a> Open<'a> {
-    fn note_key(&mut self, key: &'a str) {
-        let order = |key: &'a str| (key.len(), key.as_bytes());
-        self.is_sorted &= self.last_key.is_none_or(|last| order(last) < order(key));
+    fn new(is_map: bool, count: u64, start: usize) -> Self {
+        Self { left: count, is_map, is_sorted: true, last_key: None, start, count }
+    }
+
+    #[inline]
+    fn note_key(&mut self, key: &'a [u8]) {
+        let is_after = |last: &[u8]| (last.len(), last) < (key.len(), key);
+        self.is_sorted &= self.last_key.is_none_or(is_after);
         self.last_key = Some(key);
     }
 }
@@ -316,7 +343,7 @@ mod tests {
     fn items_are_read_whatever_their_form() {
         assert_eq!(one(&[0x18, 5]), Ok(Item::Unsigned(5)));
         assert_eq!(one(&[0x38, 99]), Ok(Item::Negative(99)));
-        assert_eq!(one(&[0x78, 2, b'h', b'i']), Ok(Item::Text("hi")));
+        assert_eq!(one(&[0x78, 2, b'h', b'i']), Ok(Item::Text(b"hi")));
         assert_eq!(one(&[0xf9, 0x3e, 0x00]), Ok(Item::Float(1.5)));
         assert_eq!(one(&[0xf9, 0x80, 0x01]), Ok(Item::Float(-(2_f64.powi(-24)))));
         assert_eq!(one(&[0xd8, 42, 0x43, 0, 1, 2]), Ok(Item::Link(&[1, 2])));
@@ -331,8 +358,8 @@ mod tests {
         let mut seen = Vec::new();
         let map = [0xa3, 0x61, b'a', 0x82, 1, 2, 0x61, b'b', 0xa0, 0x62, b'c', b'c', 0xf6];
         assert_eq!(validate(&map, |key, range| seen.push((key.to_owned(), range))), Ok(true));
-        let expected = [("a", 3..6), ("b", 8..9), ("cc", 12..13)];
-        assert!(seen.iter().map(|(key, range)| (key.as_str(), range.clone())).eq(expected));
+        let expected: [(&[u8], _); 3] = [(b"a", 3..6), (b"b", 8..9), (b"cc", 12..13)];
+        assert!(seen.iter().map(|(key, range)| (key.as_slice(), range.clone())).eq(expected));
         assert_eq!(check(&[0x81, 0xa0]), Ok(false));
         assert_eq!(check(&[0xa2, 0x61, b'a', 1, 0x61, b'a', 2]), Err(CborError::DuplicateKey));
         let apart = [0xa3, 0x61, b'b', 1, 0x61, b'a', 1, 0x61, b'b', 2];
@@ -361,7 +388,8 @@ mod tests {
         assert_eq!(one(&[0xf7]), Err(CborError::Simple));
         assert_eq!(one(&[0xf9, 0x7c, 0x00]), Err(CborError::Float));
         assert_eq!(one(&[0xc1, 0]), Err(CborError::Tag));
-        assert_eq!(one(&[0x61, 0xff]), Err(CborError::Utf8));
+        assert_eq!(check(&[0x61, 0xff]), Err(CborError::Utf8));
+        assert_eq!(check(&[0xa1, 0x61, 0xff, 1]), Err(CborError::Utf8));
         assert_eq!(
             one(&[0x7b, 0x7f, 255, 255, 255, 255, 255, 255, 255]),
             Err(CborError::Truncated)

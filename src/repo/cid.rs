@@ -62,22 +62,40 @@ impl std::fmt::Display for Cid {
 }
 
 /// Appends any binary CID as multibase base32 (`b...`, RFC 4648 lower case without padding) to `out`.
+///
+/// Five bytes are eight digits: four look-ups of two digits each, and one write.
 pub fn write_text(cid: &[u8], out: &mut Vec<u8>) {
     out.push(b'b');
-    let (mut bits, mut held) = (0_u32, 0_u32);
-    for byte in cid {
-        bits = (bits << 8) | u32::from(*byte);
-        held += 8;
-        while held >= 5 {
-            held -= 5;
-            out.push(BASE32[(bits >> held) as usize & 31]);
-        }
-        bits &= (1 << held) - 1;
+    let (groups, rest) = cid.as_chunks::<5>();
+    for group in groups {
+        out.extend_from_slice(&digits(*group));
     }
-    if held > 0 {
-        out.push(BASE32[(bits << (5 - held)) as usize & 31]);
+    if !rest.is_empty() {
+        let mut group = [0; 5];
+        group[..rest.len()].copy_from_slice(rest);
+        out.extend_from_slice(&digits(group)[..(rest.len() * 8).div_ceil(5)]);
     }
 }
+
+#[inline]
+fn digits(group: [u8; 5]) -> [u8; 8] {
+    let [a, b, c, d, e] = group.map(usize::from);
+    let pairs =
+        [a << 2 | b >> 6, (b & 0x3f) << 4 | c >> 4, (c & 0xf) << 6 | d >> 2, (d & 3) << 8 | e];
+    let [[a, b], [c, d], [e, f], [g, h]] = pairs.map(|pair| PAIRS[pair]);
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Both base32 digits of every ten bits: 2 KiB, which stay in the nearest cache.
+static PAIRS: [[u8; 2]; 1024] = {
+    let mut pairs = [[0; 2]; 1024];
+    let mut bits = 0;
+    while bits < 1024 {
+        pairs[bits] = [BASE32[bits >> 5], BASE32[bits & 31]];
+        bits += 1;
+    }
+    pairs
+};
 
 #[cfg(test)]
 mod tests {

@@ -45,11 +45,11 @@ impl Node {
         let (mut node, mut seen) = (Self::default(), (false, false));
         for _ in 0..2 {
             match reader.read().map_err(not_cbor)? {
-                Item::Text("l") if !seen.0 => {
+                Item::Text(b"l") if !seen.0 => {
                     node.left = link_or_null(&mut reader)?;
                     seen.0 = true;
                 }
-                Item::Text("e") if !seen.1 => {
+                Item::Text(b"e") if !seen.1 => {
                     node.read_entries(&mut reader)?;
                     seen.1 = true;
                 }
@@ -78,16 +78,16 @@ impl Node {
                 return Err(not_a_node());
             };
             match field {
-                "p" => match reader.read().map_err(not_cbor)? {
+                b"p" => match reader.read().map_err(not_cbor)? {
                     Item::Unsigned(bytes) => prefix = Some(bytes),
                     _ => return Err(not_a_node()),
                 },
-                "k" => match reader.read().map_err(not_cbor)? {
+                b"k" => match reader.read().map_err(not_cbor)? {
                     Item::Bytes(bytes) => suffix = Some(bytes),
                     _ => return Err(not_a_node()),
                 },
-                "v" => value = link_or_null(reader)?,
-                "t" => right = Some(link_or_null(reader)?),
+                b"v" => value = link_or_null(reader)?,
+                b"t" => right = Some(link_or_null(reader)?),
                 _ => return Err(not_a_node()),
             }
         }

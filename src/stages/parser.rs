@@ -31,7 +31,7 @@ use crate::stages::messages::{
 };
 use crate::store::budget::{Budget, Reservation};
 use crate::store::items::{Item, OpenItems};
-use crate::transform::{RecordBlock, RecordSource, Transformer, Verdict};
+use crate::transform::{Origin, RecordBlock, RecordSource, Transformer, Verdict};
 
 /// Repositories in the mailbox for each thread: one in work, one that is ready when it ends.
 pub const CAPACITY_PER_THREAD: usize = 2;
@@ -255,9 +255,10 @@ fn export_all<'o>(
         return Err(Ended::Stale { found: rev, held });
     }
     let mut tally = Tally::new(&output.tools.transformer);
+    let origin = Origin::new(subject.did.as_str(), &rev);
     while let Some(leaf) = walk.next_leaf().map_err(Ended::Repo)? {
         tally.leaves += 1;
-        output.take(&leaf, subject.did.as_str(), &rev, &mut tally)?;
+        output.take(&leaf, &origin, &mut tally)?;
     }
     let revision = Revision {
         did: subject.did.to_string(),
@@ -321,19 +322,13 @@ struct Output<'t> {
 }
 
 impl Output<'_> {
-    fn take(
-        &mut self,
-        leaf: &Leaf<'_>,
-        did: &str,
-        rev: &str,
-        tally: &mut Tally,
-    ) -> Result<(), Ended> {
+    fn take(&mut self, leaf: &Leaf<'_>, origin: &Origin, tally: &mut Tally) -> Result<(), Ended> {
         let transformer = &self.tools.transformer;
         let block = match leaf.block {
             LeafBlock::Held(bytes) => RecordBlock::Held(bytes),
             LeafBlock::TooLarge(bytes) => RecordBlock::TooLarge(bytes),
         };
-        let source = RecordSource { did, rev, key: leaf.key, cid: leaf.cid, block };
+        let source = RecordSource { origin, key: leaf.key, cid: leaf.cid, block };
         let plan = transformer.read(&source);
         let queue = match plan.verdict() {
             Verdict::Skipped(word) => {

@@ -3,21 +3,6 @@
 use crate::domain::filter::Kind;
 use crate::repo::cbor::{CborError, Item, Reader, validate};
 
-/// Names of the wanted fields; their order is [`Field`]'s.
-const NAMES: [&str; 11] = [
-    "$type",
-    "createdAt",
-    "text",
-    "embed",
-    "entities",
-    "facets",
-    "reply",
-    "labels",
-    "langs",
-    "tags",
-    "subject",
-];
-
 /// A wanted field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
@@ -34,25 +19,61 @@ pub enum Field {
     Subject,
 }
 
+/// Number of wanted fields.
+const FIELDS: usize = Field::Subject as usize + 1;
+
+impl Field {
+    /// The field of this name.
+    fn named(name: &[u8]) -> Option<Self> {
+        Some(match name {
+            b"$type" => Self::Type,
+            b"createdAt" => Self::CreatedAt,
+            b"text" => Self::Text,
+            b"embed" => Self::Embed,
+            b"entities" => Self::Entities,
+            b"facets" => Self::Facets,
+            b"reply" => Self::Reply,
+            b"labels" => Self::Labels,
+            b"langs" => Self::Langs,
+            b"tags" => Self::Tags,
+            b"subject" => Self::Subject,
+            _ => return None,
+        })
+    }
+}
+
 /// A record's bytes and where its wanted fields lie in them.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
-    values: [Option<&'a [u8]>; NAMES.len()],
+    values: [Option<&'a [u8]>; FIELDS],
 }
 
 /// The two strings of a reference, and its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrongRef<'a> {
     pub cid: CidText<'a>,
-    pub uri: &'a str,
-    pub type_name: Option<&'a str>,
+    pub uri: &'a [u8],
+    pub type_name: Option<&'a [u8]>,
 }
 
 /// A CID as it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CidText<'a> {
-    Text(&'a str),
+    Text(&'a [u8]),
     Link(&'a [u8]),
+}
+
+/// What a record of one of the six kinds points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// A post: to nothing.
+    None,
+    /// A follow or block: to a DID.
+    Text(&'a [u8]),
+    /// A like or repost.
+    Ref(StrongRef<'a>),
+    /// A reply.
+    Reply(ReplyRef<'a>),
 }
 
 /// A reply's two references, and its type.
@@ -60,16 +81,16 @@ pub enum CidText<'a> {
 pub struct ReplyRef<'a> {
     pub parent: StrongRef<'a>,
     pub root: StrongRef<'a>,
-    pub type_name: Option<&'a str>,
+    pub type_name: Option<&'a [u8]>,
 }
 
 impl<'a> Fields<'a> {
     /// Validates a record and finds its fields; `None` if it is not a map.
     pub fn scan(record: &'a [u8]) -> Result<Option<Self>, CborError> {
-        let mut values = [None; NAMES.len()];
+        let mut values = [None; FIELDS];
         let is_map = validate(record, |key, range| {
-            if let Some(field) = NAMES.iter().position(|name| *name == key) {
-                values[field] = Some(&record[range]);
+            if let Some(field) = Field::named(key) {
+                values[field as usize] = Some(&record[range]);
             }
         })?;
         Ok(is_map.then_some(Self { values }))
@@ -80,42 +101,46 @@ impl<'a> Fields<'a> {
         self.values[field as usize]
     }
 
-    fn text(&self, field: Field) -> Option<&'a str> {
+    fn text(&self, field: Field) -> Option<&'a [u8]> {
         self.get(field).and_then(text)
     }
 
     /// The record's `$type`, if it is text.
-    pub fn type_name(&self) -> Option<&'a str> {
+    pub fn type_name(&self) -> Option<&'a [u8]> {
         self.text(Field::Type)
     }
 
     /// The kind that `nsid` names; a post with a key `reply`, whatever its value, is a reply.
-    pub fn kind(&self, nsid: &str) -> Option<Kind> {
-        let kind = Kind::ALL.into_iter().find(|kind| kind.nsid() == nsid)?;
+    pub fn kind(&self, nsid: &[u8]) -> Option<Kind> {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.nsid().as_bytes() == nsid)?;
         let is_reply = kind == Kind::Post && self.get(Field::Reply).is_some();
         Some(if is_reply { Kind::Reply } else { kind })
     }
 
     /// The text of `createdAt`.
-    pub fn created_at(&self) -> Result<&'a str, &'static str> {
+    pub fn created_at(&self) -> Result<&'a [u8], &'static str> {
         let value = self.get(Field::CreatedAt).ok_or("createdAt is missing")?;
         text(value).ok_or("createdAt is not a string")
     }
 
-    /// Whether every field that `kind` needs is there and of its type.
-    pub fn check(&self, kind: Kind) -> Result<(), &'static str> {
+    /// What the record points to, if every field that `kind` needs is there and of its type.
+    pub fn check(&self, kind: Kind) -> Result<Subject<'a>, &'static str> {
         match kind {
             Kind::Follow | Kind::Block => {
-                self.subject_text().map(drop).ok_or("subject is missing or not a string")
+                let subject = self.text(Field::Subject).map(Subject::Text);
+                subject.ok_or("subject is missing or not a string")
             }
             Kind::Like | Kind::Repost => {
-                self.subject_ref().map(drop).ok_or("subject is no reference")
+                let subject = self.get(Field::Subject).and_then(strong_ref).map(Subject::Ref);
+                subject.ok_or("subject is no reference")
             }
             Kind::Post | Kind::Reply => {
                 self.text(Field::Text).ok_or("text is missing or not a string")?;
-                if kind == Kind::Reply {
-                    self.reply().ok_or("reply is no pair of references")?;
-                }
+                let subject = match kind {
+                    Kind::Reply => self.reply().map(Subject::Reply),
+                    _ => Some(Subject::None),
+                };
+                let subject = subject.ok_or("reply is no pair of references")?;
                 let joins = |field| self.get(field).is_none_or(is_joinable);
                 if !joins(Field::Langs) {
                     return Err("langs has an element that is not a string");
@@ -123,31 +148,28 @@ impl<'a> Fields<'a> {
                 if !joins(Field::Tags) {
                     return Err("tags has an element that is not a string");
                 }
-                Ok(())
+                Ok(subject)
             }
         }
     }
 
     /// `text`, which [`Fields::check`] has seen.
-    pub fn post_text(&self) -> &'a str {
+    pub fn post_text(&self) -> &'a [u8] {
         self.text(Field::Text).unwrap_or_default()
     }
 
-    /// The subject of a follow or block.
-    pub fn subject_text(&self) -> Option<&'a str> {
-        self.text(Field::Subject)
-    }
-
-    /// The subject of a like or repost.
-    pub fn subject_ref(&self) -> Option<StrongRef<'a>> {
-        self.get(Field::Subject).and_then(strong_ref)
-    }
-
-    /// The references of a reply.
-    pub fn reply(&self) -> Option<ReplyRef<'a>> {
-        let [parent, root, kind] = pick(self.get(Field::Reply)?, ["parent", "root", "$type"])?;
-        let (parent, root) = (strong_ref(parent?)?, strong_ref(root?)?);
-        Some(ReplyRef { parent, root, type_name: optional_text(kind)? })
+    fn reply(&self) -> Option<ReplyRef<'a>> {
+        let (mut parent, mut root, mut type_name) = (None, None, None);
+        for_each_entry(self.get(Field::Reply)?, |key, reader| {
+            match key {
+                b"parent" => parent = Some(strong_ref_at(reader)?),
+                b"root" => root = Some(strong_ref_at(reader)?),
+                b"$type" => type_name = Some(text_at(reader)?),
+                _ => reader.skip().ok()?,
+            }
+            Some(())
+        })?;
+        Some(ReplyRef { parent: parent?, root: root?, type_name })
     }
 
     /// A field that is there and not falsy.
@@ -156,46 +178,60 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Values of the named keys of a map; `None` if it is not a map.
-fn pick<'a, const N: usize>(value: &'a [u8], names: [&str; N]) -> Option<[Option<&'a [u8]>; N]> {
-    let mut reader = Reader::new(value);
+/// Gives each key of a map with a reader that stands before its value and must be moved past it; `None` if it is not a map, or
+/// if one of the calls gives `None`.
+fn for_each_entry<'a>(
+    map: &'a [u8],
+    each: impl FnMut(&'a [u8], &mut Reader<'a>) -> Option<()>,
+) -> Option<()> {
+    entries_at(&mut Reader::new(map), each)
+}
+
+fn entries_at<'a>(
+    reader: &mut Reader<'a>,
+    mut each: impl FnMut(&'a [u8], &mut Reader<'a>) -> Option<()>,
+) -> Option<()> {
     let Item::Map(pairs) = reader.read().ok()? else { return None };
-    let mut values = [None; N];
     for _ in 0..pairs {
         let Item::Text(key) = reader.read().ok()? else { return None };
-        let start = reader.position();
-        reader.skip().ok()?;
-        if let Some(index) = names.iter().position(|name| *name == key) {
-            values[index] = value.get(start..reader.position());
-        }
+        each(key, reader)?;
     }
-    Some(values)
+    Some(())
 }
 
 fn strong_ref(value: &[u8]) -> Option<StrongRef<'_>> {
-    let [cid, uri, kind] = pick(value, ["cid", "uri", "$type"])?;
-    let cid = match Reader::new(cid?).read().ok()? {
-        Item::Text(text) => CidText::Text(text),
-        Item::Link(bytes) => CidText::Link(bytes),
-        _ => return None,
-    };
-    Some(StrongRef { cid, uri: text(uri?)?, type_name: optional_text(kind)? })
+    strong_ref_at(&mut Reader::new(value))
 }
 
-/// `None` outside: there, but not text.
-#[allow(clippy::option_option, reason = "absent is fine, another type is not")]
-fn optional_text(value: Option<&[u8]>) -> Option<Option<&str>> {
-    match value {
-        None => Some(None),
-        Some(value) => text(value).map(Some),
-    }
+fn strong_ref_at<'a>(reader: &mut Reader<'a>) -> Option<StrongRef<'a>> {
+    let (mut cid, mut uri, mut type_name) = (None, None, None);
+    entries_at(reader, |key, reader| {
+        match key {
+            b"cid" => {
+                cid = Some(match reader.read().ok()? {
+                    Item::Text(text) => CidText::Text(text),
+                    Item::Link(bytes) => CidText::Link(bytes),
+                    _ => return None,
+                });
+            }
+            b"uri" => uri = Some(text_at(reader)?),
+            b"$type" => type_name = Some(text_at(reader)?),
+            _ => reader.skip().ok()?,
+        }
+        Some(())
+    })?;
+    Some(StrongRef { cid: cid?, uri: uri?, type_name })
 }
 
-fn text(value: &[u8]) -> Option<&str> {
-    match Reader::new(value).read() {
+fn text_at<'a>(reader: &mut Reader<'a>) -> Option<&'a [u8]> {
+    match reader.read() {
         Ok(Item::Text(text)) => Some(text),
         _ => None,
     }
+}
+
+fn text(value: &[u8]) -> Option<&[u8]> {
+    text_at(&mut Reader::new(value))
 }
 
 /// What Python takes for false: null, false, zero, and whatever is empty.

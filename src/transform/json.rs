@@ -40,8 +40,8 @@ impl Form {
         }
     }
 
-    /// Appends `text` with its quotes.
-    pub fn write_text(self, text: &str, out: &mut Vec<u8>) {
+    /// Appends `text`, which is UTF-8, with its quotes.
+    pub fn write_text(self, text: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(self.quote());
         match self {
             Self::Nested => escape(text, out),
@@ -52,9 +52,9 @@ impl Form {
 
     fn write_bytes(self, bytes: &[u8], out: &mut Vec<u8>) {
         out.push(b'{');
-        self.write_text("$bytes", out);
+        self.write_text(b"$bytes", out);
         out.extend_from_slice(self.colon());
-        self.write_text(&STANDARD_NO_PAD.encode(bytes), out);
+        self.write_text(STANDARD_NO_PAD.encode(bytes).as_bytes(), out);
         out.push(b'}');
     }
 
@@ -124,52 +124,111 @@ impl Form {
     }
 }
 
-/// Appends `text` as it stands inside a JSON string: UTF-8, with `"`, `\` and control characters escaped.
-pub fn escape(text: &str, out: &mut Vec<u8>) {
-    let bytes = text.as_bytes();
-    let mut plain = 0;
-    for (at, byte) in bytes.iter().enumerate() {
-        if *byte >= 0x20 && *byte != b'"' && *byte != b'\\' {
-            continue;
-        }
-        out.extend_from_slice(&bytes[plain..at]);
-        plain = at + 1;
+/// Appends `text`, which is UTF-8, as it stands inside a JSON string: `"`, `\` and control characters escaped.
+pub fn escape(text: &[u8], out: &mut Vec<u8>) {
+    let mut rest = text;
+    loop {
+        let (plain, special) = rest.split_at(run(rest, needs_escape));
+        out.extend_from_slice(plain);
+        let Some((byte, after)) = special.split_first() else { return };
         match short_escape(*byte) {
             Some(letter) => out.extend_from_slice(&[b'\\', letter]),
             None => write_unicode(u16::from(*byte), out),
         }
+        rest = after;
     }
-    out.extend_from_slice(&bytes[plain..]);
 }
 
 /// Appends the content of a Python JSON string, escaped once more for the JSON string around it.
-pub fn escape_python(text: &str, out: &mut Vec<u8>) {
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        let is_plain = |byte: &u8| (0x20..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\';
-        let run = bytes[at..].iter().position(|byte| !is_plain(byte)).unwrap_or(bytes.len() - at);
-        out.extend_from_slice(&bytes[at..at + run]);
-        at += run;
-        let Some(character) = text.get(at..).and_then(|rest| rest.chars().next()) else { return };
-        at += character.len_utf8();
-        match u8::try_from(character).ok().and_then(short_escape) {
-            Some(letter) => {
-                // The letter of `\"` and `\\` is itself one that the outer string escapes.
-                out.extend_from_slice(b"\\\\");
-                if matches!(letter, b'"' | b'\\') {
-                    out.push(b'\\');
-                }
-                out.push(letter);
-            }
-            None => {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    out.push(b'\\');
-                    write_unicode(*unit, out);
-                }
+pub fn escape_python(text: &[u8], out: &mut Vec<u8>) {
+    let mut rest = text;
+    loop {
+        let (plain, special) = rest.split_at(run(rest, needs_python_escape));
+        out.extend_from_slice(plain);
+        let Some(byte) = special.first() else { return };
+        if byte.is_ascii() {
+            escape_python_byte(*byte, out);
+            rest = &special[1..];
+            continue;
+        }
+        let end = special.iter().position(u8::is_ascii).unwrap_or(special.len());
+        for character in String::from_utf8_lossy(&special[..end]).chars() {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                out.push(b'\\');
+                write_unicode(*unit, out);
             }
         }
+        rest = &special[end..];
     }
+}
+
+fn escape_python_byte(byte: u8, out: &mut Vec<u8>) {
+    match short_escape(byte) {
+        Some(letter) => {
+            // The letter of `\"` and `\\` is itself one that the outer string escapes.
+            out.extend_from_slice(b"\\\\");
+            if matches!(letter, b'"' | b'\\') {
+                out.push(b'\\');
+            }
+            out.push(letter);
+        }
+        None => {
+            out.push(b'\\');
+            write_unicode(u16::from(byte), out);
+        }
+    }
+}
+
+/// A one, and a high bit, in each of eight bytes.
+const ONES: u64 = u64::MAX / 255;
+const HIGH_BITS: u64 = ONES << 7;
+
+/// Bytes before the first for which `special` sets the high bit; eight are looked at at once.
+#[inline]
+fn run(bytes: &[u8], special: impl Fn(u64) -> u64) -> usize {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let found = special(u64::from_le_bytes(*word));
+        if found != 0 {
+            return index * 8 + first_byte(found);
+        }
+    }
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let found = special(u64::from_le_bytes(last));
+    words.len() * 8 + if found == 0 { rest.len() } else { first_byte(found) }
+}
+
+/// Whether `text` is ASCII that stands for itself in both forms: 0x20 to 0x7e without `"` and `\`.
+#[inline]
+pub fn is_plain(text: &[u8]) -> bool {
+    run(text, needs_python_escape) == text.len()
+}
+
+/// Index of the lowest byte whose high bit is set. Borrows of the tests below run upwards only, so the lowest is exact.
+#[inline]
+const fn first_byte(found: u64) -> usize {
+    found.trailing_zeros() as usize / 8
+}
+
+/// High bits of the bytes of `word` that equal `byte`, the lowest of them exactly.
+#[inline]
+const fn equal(word: u64, byte: u8) -> u64 {
+    let difference = word ^ (ONES * byte as u64);
+    difference.wrapping_sub(ONES) & !difference & HIGH_BITS
+}
+
+/// Control characters, `"` and `\`.
+#[inline]
+const fn needs_escape(word: u64) -> u64 {
+    let controls = word.wrapping_sub(ONES * 0x20) & !word & HIGH_BITS;
+    controls | equal(word, b'"') | equal(word, b'\\')
+}
+
+/// The same, and everything that is not ASCII, and 0x7f.
+#[inline]
+const fn needs_python_escape(word: u64) -> u64 {
+    needs_escape(word) | equal(word, 0x7f) | (word & HIGH_BITS)
 }
 
 fn short_escape(byte: u8) -> Option<u8> {
@@ -243,11 +302,11 @@ mod tests {
     fn both_escapings_read_back() {
         let text = "q\" b\\ n\n t\t \u{1} \u{7f} é 日 🦋 / </script> \u{2028}";
         let mut plain = b"\"".to_vec();
-        escape(text, &mut plain);
+        escape(text.as_bytes(), &mut plain);
         plain.push(b'"');
         assert_eq!(serde_json::from_slice::<String>(&plain).unwrap(), text);
         let mut double = b"\"".to_vec();
-        Form::Python.write_text(text, &mut double);
+        Form::Python.write_text(text.as_bytes(), &mut double);
         double.push(b'"');
         let inner: String = serde_json::from_slice(&double).unwrap();
         assert!(

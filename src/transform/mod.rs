@@ -5,8 +5,9 @@
 //! ```
 //! One validating pass remembers where the wanted fields lie; the row is then written from there in output order. No generic
 //! values, no copies of strings: what comes in as bytes goes out as bytes. [`Transformer::read`] decides, [`Plan::write`]
-//! writes.
+//! writes. `edge` is a short way for the most usual records; it gives what `fields` and `row` would.
 
+mod edge;
 mod fields;
 mod json;
 mod rejected;
@@ -19,18 +20,44 @@ use crate::domain::window::{Placed, Stamp};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::repo::cbor::CborError;
 use crate::repo::cid::{Cid, Codec};
-use crate::transform::fields::Fields;
+use crate::transform::edge::Edge;
+use crate::transform::fields::{Fields, Subject};
+use crate::transform::json::escape;
 
 /// Label of the queue for rejected records.
 pub const REJECTED_LABEL: &str = "rejected";
 
+/// Whose records these are, at which revision; what every row says of that is written once.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    did: String,
+    rev: String,
+    /// `,"did":"...","uri":"at://.../`
+    head: Vec<u8>,
+    /// `","rev":"..."`
+    tail: Vec<u8>,
+}
+
+impl Origin {
+    /// Records of `did` in the commit `rev`.
+    #[must_use]
+    pub fn new(did: &str, rev: &str) -> Self {
+        let (mut head, mut tail) = (b",\"did\":\"".to_vec(), b"\",\"rev\":\"".to_vec());
+        escape(did.as_bytes(), &mut head);
+        head.extend_from_slice(b"\",\"uri\":\"at://");
+        escape(did.as_bytes(), &mut head);
+        head.push(b'/');
+        escape(rev.as_bytes(), &mut tail);
+        tail.push(b'"');
+        Self { did: did.to_owned(), rev: rev.to_owned(), head, tail }
+    }
+}
+
 /// A record as the walk found it.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordSource<'a> {
-    /// The account's DID.
-    pub did: &'a str,
-    /// Revision of the commit.
-    pub rev: &'a str,
+    /// Its account and commit.
+    pub origin: &'a Origin,
     /// `<collection>/<rkey>`.
     pub key: &'a str,
     /// CID of the record.
@@ -82,8 +109,9 @@ pub struct Plan<'a> {
 #[derive(Debug)]
 enum Row<'a> {
     None,
-    Kind { kind: Kind, stamp: Stamp, fields: Fields<'a> },
-    Custom { nsid: &'a str, record: &'a [u8] },
+    Edge { stamp: Stamp, edge: Edge<'a> },
+    Kind { kind: Kind, stamp: Stamp, fields: Fields<'a>, subject: Subject<'a> },
+    Custom { nsid: &'a [u8], record: &'a [u8] },
     Rejected { reason: &'static str, detail: Detail, is_decodable: bool },
 }
 
@@ -136,6 +164,31 @@ impl Transformer {
     /// Decides what becomes of a record.
     #[must_use]
     pub fn read<'a>(&self, source: &RecordSource<'a>) -> Plan<'a> {
+        match self.decide_edge(source) {
+            Some((verdict, row)) => Plan { source: *source, verdict, row },
+            None => self.read_generally(source),
+        }
+    }
+
+    /// The short way; `None` says nothing about the record.
+    fn decide_edge<'a>(&self, source: &RecordSource<'a>) -> Option<(Verdict, Row<'a>)> {
+        let RecordBlock::Held(record) = source.block else { return None };
+        if source.cid.codec == Codec::Raw {
+            return None;
+        }
+        let edge = Edge::recognise(record)?;
+        let Some(queue) = self.kinds[edge.kind as usize] else {
+            return Some((Verdict::Skipped("type"), Row::None));
+        };
+        match self.window.place(edge.created_at) {
+            Placed::At(stamp) => Some((Verdict::Exported(queue), Row::Edge { stamp, edge })),
+            Placed::Dropped => Some((Verdict::Skipped("outside_window"), Row::None)),
+            Placed::Unreadable => None,
+        }
+    }
+
+    /// The whole way, for any record.
+    fn read_generally<'a>(&self, source: &RecordSource<'a>) -> Plan<'a> {
         match self.decide(source) {
             Ok((verdict, row)) => Plan { source: *source, verdict, row },
             Err((reason, detail, is_decodable)) => {
@@ -176,8 +229,8 @@ impl Transformer {
             }
             Placed::Unreadable => return Err(created("createdAt is not a readable time")),
         };
-        fields.check(kind).map_err(schema)?;
-        Ok((Verdict::Exported(queue), Row::Kind { kind, stamp, fields }))
+        let subject = fields.check(kind).map_err(schema)?;
+        Ok((Verdict::Exported(queue), Row::Kind { kind, stamp, fields, subject }))
     }
 }
 
@@ -188,11 +241,11 @@ fn too_large(bytes: u64) -> Rejection {
     ("too_large", Detail::Bytes(bytes), false)
 }
 
-fn is_covered(entry: &TypeEntry, nsid: &str) -> bool {
+fn is_covered(entry: &TypeEntry, nsid: &[u8]) -> bool {
     match entry {
         TypeEntry::Kind(_) => false,
-        TypeEntry::Nsid(exact) => exact == nsid,
-        TypeEntry::Prefix(prefix) => nsid.starts_with(prefix.as_str()),
+        TypeEntry::Nsid(exact) => exact.as_bytes() == nsid,
+        TypeEntry::Prefix(prefix) => nsid.starts_with(prefix.as_bytes()),
     }
 }
 
@@ -215,8 +268,9 @@ impl Plan<'_> {
     pub fn write(&self, out: &mut Vec<u8>) {
         match &self.row {
             Row::None => {}
-            Row::Kind { kind, stamp, fields } => {
-                row::write(*kind, stamp, fields, &self.source, out)
+            Row::Edge { stamp, edge } => edge.write(stamp, &self.source, out),
+            Row::Kind { kind, stamp, fields, subject } => {
+                row::write(*kind, stamp, fields, subject, &self.source, out);
             }
             Row::Custom { nsid, record } => row::write_custom(nsid, record, &self.source, out),
             Row::Rejected { reason, detail, is_decodable } => {

@@ -3,8 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::transform::json::Form;
-use crate::transform::row::{write_nested, write_uri};
+use crate::transform::json::{Form, escape};
+use crate::transform::row::write_nested;
 use crate::transform::{Detail, RecordBlock, RecordSource};
 
 /// Bytes of `record` or `raw` in a rejected row; larger ones are null.
@@ -20,21 +20,24 @@ pub fn write(
 ) {
     let (collection, rkey) = source.key.split_once('/').unwrap_or((source.key, ""));
     out.extend_from_slice(b"{\"did\":");
-    Form::Nested.write_text(source.did, out);
+    Form::Nested.write_text(source.origin.did.as_bytes(), out);
     out.extend_from_slice(b",\"collection\":");
-    Form::Nested.write_text(collection, out);
+    Form::Nested.write_text(collection.as_bytes(), out);
     out.extend_from_slice(b",\"rkey\":");
-    Form::Nested.write_text(rkey, out);
-    out.push(b',');
-    write_uri(source, out);
+    Form::Nested.write_text(rkey.as_bytes(), out);
+    out.extend_from_slice(b",\"uri\":\"at://");
+    escape(source.origin.did.as_bytes(), out);
+    out.push(b'/');
+    escape(source.key.as_bytes(), out);
+    out.push(b'"');
     out.extend_from_slice(b",\"cid\":\"");
     source.cid.write_text(out);
     out.extend_from_slice(b"\",\"rev\":");
-    Form::Nested.write_text(source.rev, out);
+    Form::Nested.write_text(source.origin.rev.as_bytes(), out);
     out.extend_from_slice(b",\"reason\":");
-    Form::Nested.write_text(reason, out);
+    Form::Nested.write_text(reason.as_bytes(), out);
     out.extend_from_slice(b",\"detail\":");
-    Form::Nested.write_text(&detail.to_string(), out);
+    Form::Nested.write_text(detail.to_string().as_bytes(), out);
     let held = match source.block {
         RecordBlock::Held(bytes) => Some(bytes),
         RecordBlock::TooLarge(_) => None,
@@ -49,7 +52,7 @@ pub fn write(
     out.extend_from_slice(b",\"raw\":");
     let start = out.len();
     match held.filter(|_| !is_decodable) {
-        Some(record) => Form::Nested.write_text(&STANDARD.encode(record), out),
+        Some(record) => Form::Nested.write_text(STANDARD.encode(record).as_bytes(), out),
         None => out.extend_from_slice(b"null"),
     }
     null_if_too_long(start, out);

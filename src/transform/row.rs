@@ -4,26 +4,34 @@ use crate::domain::filter::Kind;
 use crate::domain::window::Stamp;
 use crate::repo::cbor::{Item, Reader};
 use crate::transform::RecordSource;
-use crate::transform::fields::{CidText, Field, Fields, ReplyRef, StrongRef};
+use crate::transform::fields::{CidText, Field, Fields, ReplyRef, StrongRef, Subject};
 use crate::transform::json::{Form, escape};
 
 /// `$type` of a reference that does not say its own.
-const STRONG_REF: &str = "com.atproto.repo.strongRef";
+const STRONG_REF: &[u8] = b"com.atproto.repo.strongRef";
 /// `$type` of a reply's pair of references that does not say its own.
-const REPLY_REF: &str = "app.bsky.feed.defs#replyRef";
+const REPLY_REF: &[u8] = b"app.bsky.feed.defs#replyRef";
 
 /// Appends the row of one of the six kinds.
 pub fn write(
     kind: Kind,
     stamp: &Stamp,
     fields: &Fields<'_>,
+    subject: &Subject<'_>,
     source: &RecordSource<'_>,
     out: &mut Vec<u8>,
 ) {
     match kind {
-        Kind::Post | Kind::Reply => write_post(kind, fields, out),
-        Kind::Like | Kind::Repost | Kind::Follow | Kind::Block => write_edge(kind, fields, out),
+        Kind::Post | Kind::Reply => write_post(kind, fields, subject, out),
+        Kind::Like | Kind::Repost | Kind::Follow | Kind::Block => {
+            write_edge(kind, fields, subject, out);
+        }
     }
+    write_end(kind, stamp, source, out);
+}
+
+/// Appends the fields that follow a record's own, and closes the row.
+pub fn write_end(kind: Kind, stamp: &Stamp, source: &RecordSource<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"record_type\":\"");
     out.extend_from_slice(kind.label().as_bytes());
     out.extend_from_slice(b"\",\"synctimestamp\":\"");
@@ -34,7 +42,7 @@ pub fn write(
 }
 
 /// Appends the row of a configured type: the whole record as JSON.
-pub fn write_custom(nsid: &str, record: &[u8], source: &RecordSource<'_>, out: &mut Vec<u8>) {
+pub fn write_custom(nsid: &[u8], record: &[u8], source: &RecordSource<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"record_type\":");
     Form::Nested.write_text(nsid, out);
     write_origin(source, out);
@@ -54,27 +62,14 @@ pub fn write_nested(record: &[u8], out: &mut Vec<u8>) {
 
 /// Appends `did`, `uri`, `cid` and `rev`, each with the comma before it.
 pub fn write_origin(source: &RecordSource<'_>, out: &mut Vec<u8>) {
-    out.extend_from_slice(b",\"did\":\"");
-    escape(source.did, out);
-    out.extend_from_slice(b"\",");
-    write_uri(source, out);
-    out.extend_from_slice(b",\"cid\":\"");
+    out.extend_from_slice(&source.origin.head);
+    escape(source.key.as_bytes(), out);
+    out.extend_from_slice(b"\",\"cid\":\"");
     source.cid.write_text(out);
-    out.extend_from_slice(b"\",\"rev\":\"");
-    escape(source.rev, out);
-    out.push(b'"');
+    out.extend_from_slice(&source.origin.tail);
 }
 
-/// Appends `"uri":"at://DID/collection/rkey"`.
-pub fn write_uri(source: &RecordSource<'_>, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"\"uri\":\"at://");
-    escape(source.did, out);
-    out.push(b'/');
-    escape(source.key, out);
-    out.push(b'"');
-}
-
-fn write_post(kind: Kind, fields: &Fields<'_>, out: &mut Vec<u8>) {
+fn write_post(kind: Kind, fields: &Fields<'_>, subject: &Subject<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"py_type\":\"");
     out.extend_from_slice(kind.nsid().as_bytes());
     out.extend_from_slice(b"\",\"createdAt\":");
@@ -85,26 +80,27 @@ fn write_post(kind: Kind, fields: &Fields<'_>, out: &mut Vec<u8>) {
     write_python(b",\"entities\":", fields.truthy(Field::Entities), out);
     write_python(b",\"facets\":", fields.truthy(Field::Facets), out);
     out.extend_from_slice(b",\"reply\":");
-    match fields.reply().filter(|_| kind == Kind::Reply) {
-        Some(reply) => write_reply(&reply, out),
-        None => out.extend_from_slice(b"null"),
+    match subject {
+        Subject::Reply(reply) => write_reply(reply, out),
+        _ => out.extend_from_slice(b"null"),
     }
     write_python(b",\"labels\":", fields.truthy(Field::Labels), out);
     write_joined(b",\"langs\":", fields.truthy(Field::Langs), out);
     write_joined(b",\"tags\":", fields.truthy(Field::Tags), out);
 }
 
-fn write_edge(kind: Kind, fields: &Fields<'_>, out: &mut Vec<u8>) {
+fn write_edge(kind: Kind, fields: &Fields<'_>, subject: &Subject<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"createdAt\":");
     Form::Nested.write_text(fields.created_at().unwrap_or_default(), out);
     out.extend_from_slice(b",\"subject\":");
-    match (fields.subject_ref(), fields.subject_text()) {
-        (Some(subject), _) => {
+    match subject {
+        Subject::Ref(subject) => {
             out.push(b'"');
-            write_ref(&subject, out);
+            write_ref(subject, out);
             out.push(b'"');
         }
-        (None, subject) => Form::Nested.write_text(subject.unwrap_or_default(), out),
+        Subject::Text(subject) => Form::Nested.write_text(subject, out),
+        Subject::None | Subject::Reply(_) => out.extend_from_slice(b"null"),
     }
     out.extend_from_slice(b",\"py_type\":\"");
     out.extend_from_slice(kind.nsid().as_bytes());
@@ -132,8 +128,9 @@ fn write_joined(name: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
     let mut reader = Reader::new(value);
     match reader.read() {
         Ok(Item::Text(text)) => {
+            let text = String::from_utf8_lossy(text);
             for (at, character) in text.char_indices() {
-                write_element(at == 0, &text[at..at + character.len_utf8()], out);
+                write_element(at == 0, text[at..at + character.len_utf8()].as_bytes(), out);
             }
         }
         Ok(Item::Array(entries)) => {
@@ -156,7 +153,7 @@ fn write_joined(name: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-fn write_element(is_first: bool, element: &str, out: &mut Vec<u8>) {
+fn write_element(is_first: bool, element: &[u8], out: &mut Vec<u8>) {
     if !is_first {
         out.push(b',');
     }

@@ -1,0 +1,324 @@
+//! One thread, no network and no disk: repository bytes to proven records to output rows, each step beside its peers on the same
+//! bytes in the same run.
+//!
+//! `cargo bench --bench parse [-- CASE]`. The fastest of several passes counts, in nanoseconds a record and megabytes of CAR a
+//! second; with the name of a case only that case runs, once, which is what an instruction counter wants
+//! (`valgrind --tool=callgrind`, see benches/README.md).
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::disallowed_methods
+)]
+
+#[path = "common/data.rs"]
+mod data;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::hint::black_box;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use data::Repository;
+use ipld_core::ipld::Ipld;
+use sha2::{Digest, Sha256};
+use skyfill::domain::did::Did;
+use skyfill::domain::filter::{Filter, Kind, Offsets, Outside, TypeEntry, Window};
+use skyfill::repo::car::{Framed, Framer};
+use skyfill::repo::second_opinion;
+use skyfill::repo::walk::{Expected, LeafBlock, Walk};
+use skyfill::transform::{Origin, RecordBlock, RecordSource, Transformer};
+
+const PASSES: usize = 7;
+
+/// Bytes that arrive at once, as from a socket.
+const CHUNK_BYTES: usize = 64 << 10;
+
+struct Case {
+    name: &'static str,
+    what: &'static str,
+    run: fn(&Bench) -> u64,
+}
+
+/// What all cases work on.
+struct Bench {
+    repositories: Vec<Repository>,
+    framed: Vec<Framed>,
+    /// The blocks' bytes of every repository, one after another as in the CAR.
+    blocks: Vec<Vec<(usize, usize)>>,
+    records: Vec<Vec<Vec<u8>>>,
+    transformer: Transformer,
+    runtime: tokio::runtime::Runtime,
+}
+
+const CASES: [Case; 9] = [
+    Case { name: "sha256", what: "SHA-256 alone over the same blocks", run: sha256 },
+    Case { name: "frame", what: "framing and hashing, as it arrives", run: frame },
+    Case { name: "walk", what: "tree and signature of framed bytes", run: walk },
+    Case { name: "verify", what: "(a) frame + walk: verified", run: verify },
+    Case { name: "rows", what: "frame + walk + output rows", run: rows },
+    Case { name: "transform", what: "(b) CBOR to output row alone", run: transform },
+    Case {
+        name: "generic",
+        what: "(b) peer: serde_ipld_dagcbor to generic values, no row",
+        run: generic,
+    },
+    Case {
+        name: "repo-stream",
+        what: "(a) peer: repo-stream 0.4, hashes and signature not checked",
+        run: repo_stream,
+    },
+    Case {
+        name: "iroh-car",
+        what: "(a) peer: iroh-car + serde_ipld_dagcbor + SHA-256",
+        run: iroh_car,
+    },
+];
+
+fn main() {
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|text| !text.starts_with('-')).collect();
+    let only = CASES.iter().find(|case| wanted.iter().any(|name| name == case.name));
+    let bench = Bench::prepare(if only.is_some() { 20 } else { 120 });
+    if let Some(case) = only {
+        println!("{}: {} records", case.name, (case.run)(&bench));
+        return;
+    }
+    let (records, bytes) = bench.totals();
+    println!(
+        "{} repositories, {records} records, {} MiB of CAR",
+        bench.repositories.len(),
+        bytes >> 20
+    );
+    println!("| what | ns a record | MB/s of CAR |");
+    println!("|---|---|---|");
+    let mut fastest = Vec::new();
+    for case in &CASES {
+        let seconds = (0..PASSES).map(|_| timed(|| (case.run)(&bench))).fold(f64::MAX, f64::min);
+        println!(
+            "| {} | {:.0} | {:.0} |",
+            case.what,
+            seconds * 1e9 / records as f64,
+            bytes as f64 / seconds / 1e6
+        );
+        fastest.push((case.name, seconds));
+    }
+    let of = |name: &str| fastest.iter().find(|(case, _)| *case == name).unwrap().1;
+    println!();
+    println!("| ratio | found | target |");
+    println!("|---|---|---|");
+    println!(
+        "| verify + walk, times repo-stream 0.4 | {:.2} | 2 |",
+        of("repo-stream") / of("verify")
+    );
+    println!(
+        "| verify + walk, share of SHA-256 alone | {:.2} | 0.55 |",
+        of("sha256") / of("verify")
+    );
+    println!(
+        "| verify + walk + rows, MB/s | {:.0} | 450, then 550 |",
+        bytes as f64 / of("rows") / 1e6
+    );
+    println!("| rows alone, times generic decoding | {:.2} | 1 |", of("generic") / of("transform"));
+    println!("| verify + walk, times iroh-car | {:.2} | |", of("iroh-car") / of("verify"));
+}
+
+fn timed(run: impl FnOnce() -> u64) -> f64 {
+    let begun = Instant::now();
+    black_box(run());
+    begun.elapsed().as_secs_f64()
+}
+
+impl Bench {
+    /// Mostly ordinary accounts of the network's mean size, and one large one.
+    fn prepare(accounts: usize) -> Self {
+        let mut repositories = data::repositories(accounts, 1_180);
+        if accounts > 100 {
+            repositories.extend(data::repositories(1, 100_000));
+        }
+        let framed: Vec<Framed> = repositories.iter().map(|it| framed_of(&it.car)).collect();
+        let blocks =
+            repositories.iter().zip(&framed).map(|(it, framed)| ranges(it, framed)).collect();
+        let records =
+            repositories.iter().zip(&framed).map(|(it, framed)| leaves(it, framed)).collect();
+        let types = Kind::ALL.into_iter().map(TypeEntry::Kind).collect();
+        let window = Window {
+            start: "2024-09-27-00:00:00".parse().unwrap(),
+            end: "2024-12-02-00:00:00".parse().unwrap(),
+            outside: Outside::Bucket,
+            offsets: Offsets::Utc,
+        };
+        let transformer = Transformer::new(&Filter { types, window });
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        Self { repositories, framed, blocks, records, transformer, runtime }
+    }
+
+    fn totals(&self) -> (usize, usize) {
+        let records = self.repositories.iter().map(|it| it.records).sum();
+        (records, self.repositories.iter().map(|it| it.car.len()).sum())
+    }
+}
+
+fn framed_of(car: &[u8]) -> Framed {
+    let mut framer = Framer::new(1 << 32);
+    car.chunks(CHUNK_BYTES).for_each(|bytes| framer.push(bytes).unwrap());
+    framer.finish().unwrap()
+}
+
+/// Where the blocks lie, found without the engine.
+fn ranges(repository: &Repository, framed: &Framed) -> Vec<(usize, usize)> {
+    let (car, mut at) = (&repository.car, framed.header_bytes as usize);
+    let mut ranges = Vec::new();
+    while at < car.len() {
+        let (mut length, mut shift) = (0_usize, 0);
+        loop {
+            let byte = car[at];
+            at += 1;
+            length |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        ranges.push((at + 36, at + length));
+        at += length;
+    }
+    ranges
+}
+
+fn walked(
+    repository: &Repository,
+    framed: &Framed,
+    mut each: impl FnMut(&str, skyfill::repo::cid::Cid, &[u8]),
+) -> u64 {
+    let (did, cancel) = (Did::parse(&repository.did).unwrap(), AtomicBool::new(false));
+    let expected = Expected { did: Some(&did), key: Some(&repository.key), earlier_keys: &[] };
+    let mut walk = Walk::open(&repository.car, framed, &expected, &cancel).unwrap();
+    while let Some(leaf) = walk.next_leaf().unwrap() {
+        let LeafBlock::Held(bytes) = leaf.block else { panic!("a large leaf") };
+        each(leaf.key, leaf.cid, bytes);
+    }
+    walk.leaves()
+}
+
+fn leaves(repository: &Repository, framed: &Framed) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    walked(repository, framed, |_, _, bytes| records.push(bytes.to_vec()));
+    records
+}
+
+fn sha256(bench: &Bench) -> u64 {
+    let mut blocks = 0;
+    for (repository, ranges) in bench.repositories.iter().zip(&bench.blocks) {
+        for (start, end) in ranges {
+            black_box(Sha256::digest(&repository.car[*start..*end]));
+            blocks += 1;
+        }
+    }
+    blocks
+}
+
+fn frame(bench: &Bench) -> u64 {
+    bench.repositories.iter().map(|it| framed_of(&it.car).blocks).sum()
+}
+
+fn walk(bench: &Bench) -> u64 {
+    let pairs = bench.repositories.iter().zip(&bench.framed);
+    pairs
+        .map(|(it, framed)| {
+            walked(it, framed, |_, _, bytes| {
+                black_box(bytes.first());
+            })
+        })
+        .sum()
+}
+
+fn verify(bench: &Bench) -> u64 {
+    let touch = |_: &str, _, bytes: &[u8]| {
+        black_box(bytes.first());
+    };
+    bench.repositories.iter().map(|it| walked(it, &framed_of(&it.car), touch)).sum()
+}
+
+/// Rows go where the pipeline puts them: into buffers that are used again.
+fn rows(bench: &Bench) -> u64 {
+    let mut out = Vec::with_capacity(2 << 20);
+    let mut count = 0;
+    for repository in &bench.repositories {
+        let origin = Origin::new(&repository.did, "3l5nhh4s4xs2b");
+        count += walked(repository, &framed_of(&repository.car), |key, cid, bytes| {
+            let block = RecordBlock::Held(bytes);
+
+            bench
+                .transformer
+                .read(&RecordSource { origin: &origin, key, cid, block })
+                .write(&mut out);
+            if out.len() > 1 << 20 {
+                black_box(&out);
+                out.clear();
+            }
+        });
+    }
+    count
+}
+
+fn transform(bench: &Bench) -> u64 {
+    let mut out = Vec::with_capacity(2 << 20);
+    let mut count = 0;
+    let cid =
+        skyfill::repo::cid::Cid { codec: skyfill::repo::cid::Codec::DagCbor, digest: [7; 32] };
+    for (repository, records) in bench.repositories.iter().zip(&bench.records) {
+        let origin = Origin::new(&repository.did, "3l5nhh4s4xs2b");
+        for bytes in records {
+            let block = RecordBlock::Held(bytes);
+            let key = "app.bsky.feed.like/3l5nhh4s4xs2b";
+            bench
+                .transformer
+                .read(&RecordSource { origin: &origin, key, cid, block })
+                .write(&mut out);
+            count += 1;
+            if out.len() > 1 << 20 {
+                black_box(&out);
+                out.clear();
+            }
+        }
+    }
+    count
+}
+
+fn generic(bench: &Bench) -> u64 {
+    let records = bench.records.iter().flatten();
+    records.filter(|bytes| black_box(serde_ipld_dagcbor::from_slice::<Ipld>(bytes)).is_ok()).count()
+        as u64
+}
+
+fn repo_stream(bench: &Bench) -> u64 {
+    let length = |block: Vec<u8>| block.len().to_ne_bytes().to_vec();
+    bench.runtime.block_on(async {
+        let mut count = 0;
+        for repository in &bench.repositories {
+            let builder = repo_stream::DriverBuilder::new()
+                .with_mem_limit_mb(1_000)
+                .with_block_processor(length);
+            let driver = builder.load_car(repository.car.as_slice()).await.unwrap();
+            let repo_stream::Driver::Memory(_, mut driver) = driver else { panic!("spilled") };
+            while let Some(chunk) = driver.next_chunk(256).await.unwrap() {
+                count += chunk.len() as u64;
+            }
+        }
+        count
+    })
+}
+
+fn iroh_car(bench: &Bench) -> u64 {
+    bench.runtime.block_on(async {
+        let mut count = 0;
+        for repository in &bench.repositories {
+            count += second_opinion::list(repository.car.as_slice()).await.unwrap().len() as u64;
+        }
+        count
+    })
+}

@@ -10,6 +10,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
     clippy::disallowed_methods
 )]
 

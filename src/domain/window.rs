@@ -43,10 +43,11 @@ impl Window {
     #[must_use]
     pub fn place(&self, text: &[u8]) -> Placed {
         let Some((written, rest)) = parse(text) else { return Placed::Unreadable };
-        let civil = match self.offsets {
-            Offsets::Ignore => written,
-            Offsets::Utc => offset_seconds(rest).map_or(written, |offset| shifted(written, offset)),
+        let offset = match (self.offsets, rest) {
+            (Offsets::Ignore, _) | (_, [.., b'Z']) => None,
+            (Offsets::Utc, rest) => offset_seconds(rest),
         };
+        let civil = offset.map_or(written, |offset| shifted(written, offset));
         let stamp = civil.stamp();
         let is_inside = self.start.as_bytes() <= &stamp[..] && &stamp[..] <= self.end.as_bytes();
         match self.outside {
@@ -79,19 +80,17 @@ fn bucket(civil: Civil) -> Option<Civil> {
 
 impl Civil {
     fn stamp(self) -> Stamp {
+        let [century, year] = [two_digits(self.year / 100), two_digits(self.year % 100)];
+        let [month, day] = [two_digits(self.month), two_digits(self.day)];
+        let [hour, minute, second] = [self.hour, self.minute, self.second].map(two_digits);
         let mut stamp = *b"0000-00-00-00:00:00";
-        let mut put = |at: usize, digits: usize, mut value: u32| {
-            for place in (at..at + digits).rev() {
-                stamp[place] += u8::try_from(value % 10).unwrap_or(0);
-                value /= 10;
-            }
-        };
-        put(0, 4, self.year);
-        put(5, 2, self.month);
-        put(8, 2, self.day);
-        put(11, 2, self.hour);
-        put(14, 2, self.minute);
-        put(17, 2, self.second);
+        stamp[..2].copy_from_slice(&century);
+        stamp[2..4].copy_from_slice(&year);
+        stamp[5..7].copy_from_slice(&month);
+        stamp[8..10].copy_from_slice(&day);
+        stamp[11..13].copy_from_slice(&hour);
+        stamp[14..16].copy_from_slice(&minute);
+        stamp[17..].copy_from_slice(&second);
         stamp
     }
 
@@ -116,6 +115,11 @@ impl Civil {
             && self.second < 60;
         is_real.then_some(Self { hour, ..self })
     }
+}
+
+/// Digits of a number below 100.
+const fn two_digits(number: u32) -> [u8; 2] {
+    [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8]
 }
 
 /// The written second and what follows it.

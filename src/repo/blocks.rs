@@ -2,18 +2,20 @@
 //!
 //! An open-addressing table of 64-bit slots, two a block: the upper half is a fingerprint of the digest, the lower half the
 //! section's offset plus one. It is sized by the number of blocks that really arrived, never by a claim. Offsets of 32 bits
-//! reach 4 GiB, which is `limits.repo_bytes` at its default and largest. Digests can be ground, so they are mixed with a
-//! key of this process before they choose a slot; the full digest is compared at the section's head. Duplicates are found
-//! while the table is filled and take no slot.
-
-use std::hash::{BuildHasher, RandomState};
-use std::sync::OnceLock;
+//! reach 4 GiB, which is `limits.repo_bytes` at its default and largest. The full CID is compared at the section's head.
+//! Duplicates are found while the table is filled and take no slot.
+//!
+//! The framer has seen every head while the bytes arrived; what it has kept of them fills the table without touching the
+//! repository again. Where it has not kept them, because there were too many, the sections are listed once more. A node's children are
+//! looked up together: first all slots, then all heads, so that the cache misses of one do not wait for those of another.
 
 use crate::limits::SECTION_HELD_BYTES_MAX;
 use crate::repo::Source;
 use crate::repo::car::{Framed, section_head};
 use crate::repo::cid::{CID_BYTES, Cid};
 use crate::repo::error::RepoError;
+use crate::repo::fingerprint::{self, slot_value};
+use crate::repo::pages::Pages;
 use crate::repo::varint::VARINT_BYTES_MAX;
 
 /// Bytes of the table for each block.
@@ -24,6 +26,10 @@ const LISTING_BYTES: usize = 256 << 10;
 
 /// Longest head of a section.
 const HEAD_BYTES_MAX: usize = VARINT_BYTES_MAX + CID_BYTES;
+
+/// Bytes of a cache line, and how many of a block's are fetched ahead of its turn: an ordinary record.
+const LINE_BYTES: usize = 64;
+const LINES_AHEAD: usize = 8;
 
 /// Bytes that the index of so many blocks takes.
 #[must_use]
@@ -41,33 +47,46 @@ pub struct Section {
 
 /// A source and its index.
 pub struct Blocks<'s> {
-    source: &'s dyn Source,
-    slice: Option<&'s [u8]>,
+    bytes: Bytes<'s>,
     slots: Vec<u64>,
-    key: u64,
-    buffer: Vec<u8>,
+    probes: Vec<Probe>,
+}
+
+/// Where the blocks' bytes come from.
+enum Bytes<'s> {
+    Memory(&'s [u8]),
+    Disk { pages: Pages<'s>, buffer: Vec<u8> },
+}
+
+/// A look-up that has begun: its fingerprint, its next slot and what lies there.
+#[derive(Clone, Copy)]
+struct Probe {
+    fingerprint: u32,
+    slot: usize,
+    value: u64,
 }
 
 impl<'s> Blocks<'s> {
-    /// Lists the sections of `source`, which `framed` has counted.
+    /// Indexes the sections of `source`, which `framed` has counted.
     ///
     /// # Errors
     /// [`RepoError::TooLarge`] beyond 4 GiB, [`RepoError::Io`].
     pub fn index(source: &'s dyn Source, framed: &Framed) -> Result<Self, RepoError> {
-        static KEY: OnceLock<u64> = OnceLock::new();
         let limit = u64::from(u32::MAX);
         if framed.bytes > limit {
             return Err(RepoError::TooLarge(limit));
         }
-        let slots = usize::try_from(index_bytes(framed.blocks) / 8).unwrap_or(usize::MAX);
-        let mut blocks = Self {
-            source,
-            slice: source.as_slice(),
-            slots: vec![0; slots],
-            key: *KEY.get_or_init(|| RandomState::new().hash_one("skyfill") | 1),
-            buffer: Vec::new(),
+        let slots = vec![0; usize_of(index_bytes(framed.blocks) / 8)];
+        let bytes = match source.as_slice() {
+            Some(slice) => Bytes::Memory(slice),
+            None => Bytes::Disk { pages: Pages::new(source), buffer: Vec::new() },
         };
-        match blocks.slice {
+        let mut blocks = Self { bytes, slots, probes: Vec::new() };
+        if framed.heads.len() as u64 == framed.blocks {
+            framed.heads.iter().try_for_each(|head| blocks.insert(*head))?;
+            return Ok(blocks);
+        }
+        match source.as_slice() {
             Some(slice) => blocks.list(&mut SliceHeads(slice), framed)?,
             None => blocks.list(&mut FileHeads::new(source), framed)?,
         }
@@ -79,21 +98,25 @@ impl<'s> Blocks<'s> {
         while offset < framed.bytes {
             let head = section_head(heads.at(offset)?)?;
             let (cid, length, used) = head.ok_or(RepoError::Cut(offset))?;
-            self.insert(&cid, offset)?;
+            let value = slot_value(fingerprint::of(&cid.digest), offset);
+            self.insert(value.ok_or(RepoError::TooLarge(u64::from(u32::MAX)))?)?;
             offset += used as u64 + length;
         }
         Ok(())
     }
 
-    fn insert(&mut self, cid: &Cid, offset: u64) -> Result<(), RepoError> {
-        let (mut slot, fingerprint) = self.start(&cid.digest);
+    /// Puts a section in; a second one of the same CID is passed over.
+    fn insert(&mut self, value: u64) -> Result<(), RepoError> {
+        let mut slot = self.first(fingerprint_of(value));
         while self.slots[slot] != 0 {
-            if self.slots[slot] >> 32 == fingerprint && self.at(slot, cid)?.is_some() {
+            if fingerprint_of(self.slots[slot]) == fingerprint_of(value)
+                && self.bytes.head(self.slots[slot])?.0 == self.bytes.head(value)?.0
+            {
                 return Ok(());
             }
-            slot = self.next(slot);
+            slot = self.after(slot);
         }
-        self.slots[slot] = fingerprint << 32 | (offset + 1);
+        self.slots[slot] = value;
         Ok(())
     }
 
@@ -102,33 +125,50 @@ impl<'s> Blocks<'s> {
     /// # Errors
     /// [`RepoError::Io`].
     pub fn find(&mut self, cid: &Cid) -> Result<Option<Section>, RepoError> {
-        let (mut slot, fingerprint) = self.start(&cid.digest);
-        while self.slots[slot] != 0 {
-            if self.slots[slot] >> 32 == fingerprint
-                && let Some(section) = self.at(slot, cid)?
-            {
-                return Ok(Some(section));
-            }
-            slot = self.next(slot);
-        }
-        Ok(None)
+        let probe = self.begin(cid);
+        self.finish(probe, cid)
     }
 
-    /// The section in `slot`, if it is `cid`'s. Codecs are compared too: a CID names a kind of block.
-    fn at(&mut self, slot: usize, cid: &Cid) -> Result<Option<Section>, RepoError> {
-        let offset = (self.slots[slot] & u64::from(u32::MAX)) - 1;
-        let head = match self.slice {
-            Some(slice) => section_head(slice.get(usize_of(offset)..).unwrap_or_default())?,
-            None => {
-                let mut head = [0; HEAD_BYTES_MAX];
-                let left = self.source.len().saturating_sub(offset);
-                let length = HEAD_BYTES_MAX.min(usize_of(left));
-                self.source.read_at(offset, &mut head[..length])?;
-                section_head(&head[..length])?
+    /// Finds the blocks of all `cids`, and appends them to `found` in the same order, up to the first that is not there. Gives
+    /// whether all are.
+    ///
+    /// # Errors
+    /// [`RepoError::Io`].
+    pub fn find_all<'c>(
+        &mut self,
+        cids: impl Iterator<Item = &'c Cid> + Clone,
+        found: &mut Vec<Section>,
+    ) -> Result<bool, RepoError> {
+        let mut probes = std::mem::take(&mut self.probes);
+        probes.clear();
+        probes.extend(cids.clone().map(|cid| self.begin(cid)));
+        for (probe, cid) in probes.iter().zip(cids) {
+            let Some(section) = self.finish(*probe, cid)? else { return Ok(false) };
+            found.push(section);
+        }
+        self.probes = probes;
+        Ok(true)
+    }
+
+    fn begin(&self, cid: &Cid) -> Probe {
+        let fingerprint = fingerprint::of(&cid.digest);
+        let slot = self.first(fingerprint);
+        Probe { fingerprint, slot, value: self.slots[slot] }
+    }
+
+    fn finish(&mut self, mut probe: Probe, cid: &Cid) -> Result<Option<Section>, RepoError> {
+        while probe.value != 0 {
+            if fingerprint_of(probe.value) == probe.fingerprint {
+                // Codecs are compared too: a CID names a kind of block.
+                let (found, section) = self.bytes.head(probe.value)?;
+                if found == *cid {
+                    return Ok(Some(section));
+                }
             }
-        };
-        let matching = head.filter(|(found, _, _)| found == cid);
-        Ok(matching.map(|(_, bytes, used)| Section { offset: offset + used as u64, bytes }))
+            probe.slot = self.after(probe.slot);
+            probe.value = self.slots[probe.slot];
+        }
+        Ok(None)
     }
 
     /// Reads a block of at most `limits::SECTION_HELD_BYTES_MAX` bytes; `None` for a longer one.
@@ -140,29 +180,62 @@ impl<'s> Blocks<'s> {
             return Ok(None);
         }
         let length = usize_of(section.bytes);
-        if let Some(slice) = self.slice {
-            let start = usize_of(section.offset);
-            let block = slice.get(start..start + length);
-            return block.map(Some).ok_or(RepoError::Cut(section.offset));
+        match &mut self.bytes {
+            Bytes::Memory(slice) => {
+                let start = usize_of(section.offset);
+                let block = slice.get(start..start + length);
+                block.map(Some).ok_or(RepoError::Cut(section.offset))
+            }
+            Bytes::Disk { pages, buffer } => {
+                if buffer.len() < length {
+                    buffer.resize(length, 0);
+                }
+                if pages.read(section.offset, &mut buffer[..length])? < length {
+                    return Err(RepoError::Cut(section.offset));
+                }
+                Ok(Some(&buffer[..length]))
+            }
         }
-        if self.buffer.len() < length {
-            self.buffer.resize(length, 0);
-        }
-        self.source.read_at(section.offset, &mut self.buffer[..length])?;
-        Ok(Some(&self.buffer[..length]))
     }
 
-    /// First slot and fingerprint of a digest.
-    fn start(&self, digest: &[u8; 32]) -> (usize, u64) {
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| digest[at + i]));
-        let (low, high) = (word(0) ^ self.key).widening_product(word(8) | 1);
-        let mixed = (low ^ high).wrapping_mul(self.key);
-        let (_, slot) = mixed.widening_product(self.slots.len() as u64);
-        (usize_of(slot), mixed & u64::from(u32::MAX))
+    /// Touches blocks that will be read soon, so that their cache misses overlap. A hint: it changes nothing.
+    pub fn touch(&self, sections: impl Iterator<Item = Section>) {
+        let Bytes::Memory(slice) = &self.bytes else { return };
+        let mut sum = 0_u8;
+        for section in sections {
+            let (start, length) = (usize_of(section.offset), usize_of(section.bytes));
+            let block = slice.get(start..start + length).unwrap_or_default();
+            let lines = block.iter().skip(LINE_BYTES).step_by(LINE_BYTES).take(LINES_AHEAD);
+            sum = lines.fold(sum, |sum, byte| sum ^ byte);
+        }
+        std::hint::black_box(sum);
     }
 
-    fn next(&self, slot: usize) -> usize {
+    /// First slot of a fingerprint.
+    fn first(&self, fingerprint: u32) -> usize {
+        // Below the number of slots, which fits.
+        usize_of((u64::from(fingerprint) * self.slots.len() as u64) >> 32)
+    }
+
+    fn after(&self, slot: usize) -> usize {
         if slot + 1 == self.slots.len() { 0 } else { slot + 1 }
+    }
+}
+
+impl Bytes<'_> {
+    /// CID and place of the section that a slot's value names.
+    fn head(&mut self, value: u64) -> Result<(Cid, Section), RepoError> {
+        let offset = (value & u64::from(u32::MAX)) - 1;
+        let head = match self {
+            Self::Memory(slice) => section_head(slice.get(usize_of(offset)..).unwrap_or_default())?,
+            Self::Disk { pages, .. } => {
+                let mut head = [0; HEAD_BYTES_MAX];
+                let filled = pages.read(offset, &mut head)?;
+                section_head(&head[..filled])?
+            }
+        };
+        let (cid, bytes, used) = head.ok_or(RepoError::Cut(offset))?;
+        Ok((cid, Section { offset: offset + used as u64, bytes }))
     }
 }
 
@@ -207,18 +280,9 @@ impl Heads for FileHeads<'_> {
     }
 }
 
-/// Both halves of a product.
-trait WideningProduct {
-    /// Low and high 64 bits.
-    fn widening_product(self, other: u64) -> (u64, u64);
-}
-
-impl WideningProduct for u64 {
-    #[allow(clippy::cast_possible_truncation, reason = "the two halves are what is wanted")]
-    fn widening_product(self, other: u64) -> (u64, u64) {
-        let product = u128::from(self) * u128::from(other);
-        (product as u64, (product >> 64) as u64)
-    }
+#[allow(clippy::cast_possible_truncation, reason = "32 bits are left")]
+const fn fingerprint_of(value: u64) -> u32 {
+    (value >> 32) as u32
 }
 
 /// Offsets are below 4 GiB, and skyfill runs where that is a usize.

@@ -13,13 +13,17 @@ use sha2::{Digest, Sha256};
 use crate::repo::cbor::{Item, Reader};
 use crate::repo::cid::{CID_BYTES, Cid};
 use crate::repo::error::RepoError;
+use crate::repo::fingerprint::{self, slot_value};
 use crate::repo::varint::{self, VARINT_BYTES_MAX, Varint};
 
 /// Bytes of a CAR header: one root takes about 60; some tools write several.
 pub const HEADER_BYTES_MAX: u64 = 4 << 10;
 
+/// Blocks whose heads are kept at eight bytes each while they arrive: 512 KiB, an account of some 50,000 records.
+pub const HEADS_KEPT_MAX: usize = 64 << 10;
+
 /// A CAR whose every block has the hash of its CID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Framed {
     /// Bytes in all.
     pub bytes: u64,
@@ -29,6 +33,8 @@ pub struct Framed {
     pub blocks: u64,
     /// First root: the commit.
     pub root: Cid,
+    /// Fingerprint and place of every section, as the block index keeps them; empty if they were not kept.
+    pub heads: Vec<u64>,
 }
 
 /// Frames and hashes bytes in the order in which they arrive.
@@ -41,6 +47,8 @@ pub struct Framer {
     /// Bytes of a head that is not complete yet.
     held: Vec<u8>,
     body: Option<Body>,
+    /// Heads so far, unless there were too many of them.
+    heads: Option<Vec<u64>>,
 }
 
 /// The block whose bytes are arriving.
@@ -63,6 +71,7 @@ impl Framer {
             root: None,
             held,
             body: None,
+            heads: Some(Vec::new()),
         }
     }
 
@@ -84,15 +93,35 @@ impl Framer {
         Ok(())
     }
 
+    /// Memory of the heads kept so far.
+    #[must_use]
+    pub fn heads_bytes(&self) -> u64 {
+        self.heads.as_ref().map_or(0, |heads| heads.capacity() as u64 * 8)
+    }
+
+    /// Keeps no heads from now on: the index will list the sections once more.
+    pub fn forget_heads(&mut self) {
+        self.heads = None;
+    }
+
+    fn keep_head(&mut self, cid: &Cid, offset: u64) {
+        let Some(heads) = &mut self.heads else { return };
+        match slot_value(fingerprint::of(&cid.digest), offset) {
+            Some(value) if heads.len() < HEADS_KEPT_MAX => heads.push(value),
+            _ => self.heads = None,
+        }
+    }
+
     /// Ends the CAR.
     ///
     /// # Errors
     /// [`RepoError::Cut`] within a section, [`RepoError::NotCar`] without a header.
     pub fn finish(self) -> Result<Framed, RepoError> {
-        let Self { bytes, header_bytes, blocks, root, held, body, .. } = self;
+        let Self { bytes, header_bytes, blocks, root, held, body, heads, .. } = self;
+        let heads = heads.unwrap_or_default();
         match root {
             _ if body.is_some() || !held.is_empty() => Err(RepoError::Cut(bytes)),
-            Some(root) => Ok(Framed { bytes, header_bytes, blocks, root }),
+            Some(root) => Ok(Framed { bytes, header_bytes, blocks, root, heads }),
             None => Err(RepoError::Cut(bytes)),
         }
     }
@@ -111,8 +140,12 @@ impl Framer {
 
     fn end_body(&mut self) -> Result<(), RepoError> {
         let Some(body) = self.body.take() else { return Ok(()) };
-        if body.hash.finalize().as_slice() != body.cid.digest {
-            return Err(RepoError::Hash(format!("block {} before byte {}", body.cid, self.bytes)));
+        self.checked(&body.cid, &body.hash.finalize())
+    }
+
+    fn checked(&mut self, cid: &Cid, digest: &[u8]) -> Result<(), RepoError> {
+        if digest != cid.digest {
+            return Err(RepoError::Hash(format!("block {cid} before byte {}", self.bytes)));
         }
         self.blocks += 1;
         Ok(())
@@ -124,7 +157,9 @@ impl Framer {
             && self.root.is_some()
             && let Some((cid, length, used)) = section_head(bytes)?
         {
-            return self.begin_body(cid, length, &bytes[used..]);
+            let rest = &bytes[used..];
+            self.keep_head(&cid, self.bytes - bytes.len() as u64);
+            return self.begin_body(cid, length, rest);
         }
         for (index, byte) in bytes.iter().enumerate() {
             self.held.push(*byte);
@@ -136,8 +171,9 @@ impl Framer {
                     self.held.clear();
                     return Ok(rest);
                 }
-            } else if let Some((cid, length, _)) = section_head(&self.held)? {
+            } else if let Some((cid, length, used)) = section_head(&self.held)? {
                 self.held.clear();
+                self.keep_head(&cid, self.bytes - (rest.len() + used) as u64);
                 return self.begin_body(cid, length, rest);
             }
         }
@@ -150,10 +186,14 @@ impl Framer {
         length: u64,
         rest: &'a [u8],
     ) -> Result<&'a [u8], RepoError> {
-        self.body = Some(Body { cid, left: length, hash: Sha256::new() });
-        if length == 0 {
-            self.end_body()?;
+        // A block that has arrived whole is hashed at once.
+        if let Some((block, rest)) =
+            rest.split_at_checked(usize::try_from(length).unwrap_or(usize::MAX))
+        {
+            self.checked(&cid, &Sha256::digest(block))?;
+            return Ok(rest);
         }
+        self.body = Some(Body { cid, left: length, hash: Sha256::new() });
         Ok(rest)
     }
 }

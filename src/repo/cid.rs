@@ -3,6 +3,9 @@
 /// Bytes of a binary CID of this form: version, codec, hash function, hash length, hash.
 pub const CID_BYTES: usize = 36;
 
+/// Room for the text of a CID of that length, and what its groups of eight digits round it up to.
+const TEXT_BYTES_USUAL: usize = 67;
+
 /// RFC 4648 base32, lower case.
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
@@ -63,26 +66,35 @@ impl std::fmt::Display for Cid {
 
 /// Appends any binary CID as multibase base32 (`b...`, RFC 4648 lower case without padding) to `out`.
 ///
-/// Five bytes are eight digits: four look-ups of two digits each, and one write.
+/// Five bytes are eight digits: four look-ups of two digits each.
 pub fn write_text(cid: &[u8], out: &mut Vec<u8>) {
-    out.push(b'b');
     let (groups, rest) = cid.as_chunks::<5>();
-    for group in groups {
-        out.extend_from_slice(&digits(*group));
+    let mut text = [b'b'; TEXT_BYTES_USUAL];
+    if let (Some(digits), [last]) = (text[1..].as_chunks_mut::<8>().0.get_mut(..groups.len()), rest)
+    {
+        // The usual CID of 36 bytes: seven groups, and two digits for the last byte.
+        for (digits, group) in digits.iter_mut().zip(groups) {
+            *digits = digits_of(*group);
+        }
+        let end = 1 + groups.len() * 8;
+        text[end..end + 2].copy_from_slice(&digits_of([*last, 0, 0, 0, 0])[..2]);
+        return out.extend_from_slice(&text[..end + 2]);
     }
+    out.push(b'b');
+    groups.iter().for_each(|group| out.extend_from_slice(&digits_of(*group)));
     if !rest.is_empty() {
         let mut group = [0; 5];
         group[..rest.len()].copy_from_slice(rest);
-        out.extend_from_slice(&digits(group)[..(rest.len() * 8).div_ceil(5)]);
+        out.extend_from_slice(&digits_of(group)[..(rest.len() * 8).div_ceil(5)]);
     }
 }
 
 #[inline]
-fn digits(group: [u8; 5]) -> [u8; 8] {
-    let [a, b, c, d, e] = group.map(usize::from);
-    let pairs =
-        [a << 2 | b >> 6, (b & 0x3f) << 4 | c >> 4, (c & 0xf) << 6 | d >> 2, (d & 3) << 8 | e];
-    let [[a, b], [c, d], [e, f], [g, h]] = pairs.map(|pair| PAIRS[pair]);
+#[allow(clippy::cast_possible_truncation, reason = "ten bits are wanted")]
+fn digits_of(group: [u8; 5]) -> [u8; 8] {
+    let bits = group.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+    let pair = |shift: u32| PAIRS[(bits >> shift) as usize & 1023];
+    let ([a, b], [c, d], [e, f], [g, h]) = (pair(30), pair(20), pair(10), pair(0));
     [a, b, c, d, e, f, g, h]
 }
 

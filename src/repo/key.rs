@@ -4,6 +4,7 @@
 //! SEC1 point. Signatures are 64 bytes `r || s` over SHA-256 with low S, for both curves; DER and high S are refused.
 
 use k256::ecdsa::signature::Verifier;
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 
 /// Multicodec of a compressed K-256 key.
 const K256_CODEC: [u8; 2] = [0xe7, 0x01];
@@ -106,7 +107,10 @@ impl PublicKey {
                 if parsed.normalize_s() != parsed {
                     return Err(high);
                 }
-                key.verify(message, &parsed).map_err(|_| wrong)
+                // ring is five times as fast on this curve; it takes any s, which is why s was looked at before.
+                let point = key.to_sec1_point(false);
+                let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point.as_bytes());
+                key.verify(message, signature).map_err(|_| wrong)
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::domain::nsid::is_nsid;
 use crate::domain::rkey::is_rkey;
 use crate::limits::MST_KEY_BYTES_MAX;
 use crate::repo::cbor::{CborError, Item, Reader};
-use crate::repo::cid::Cid;
+use crate::repo::cid::{CID_BYTES, Cid};
 use crate::repo::error::RepoError;
 
 /// A decoded node. Keys lie one after another in one buffer.
@@ -40,17 +40,60 @@ impl Node {
     /// # Errors
     /// [`RepoError::Tree`] says which rule is broken.
     pub fn read(block: &[u8]) -> Result<Self, RepoError> {
+        let mut node = Self::default();
+        node.read_again(block)?;
+        Ok(node)
+    }
+
+    /// Decodes another node into the same memory.
+    ///
+    /// # Errors
+    /// [`RepoError::Tree`]; the node is then undefined.
+    pub fn read_again(&mut self, block: &[u8]) -> Result<(), RepoError> {
+        self.clear();
+        if self.read_canonical(block).is_some() {
+            return Ok(());
+        }
+        self.clear();
+        self.read_any(block)
+    }
+
+    fn clear(&mut self) {
+        self.left = None;
+        self.entries.clear();
+        self.keys.clear();
+    }
+
+    /// A node as everybody writes it, canonical DAG-CBOR, by comparing what lies between its values; `None` says nothing.
+    fn read_canonical(&mut self, block: &[u8]) -> Option<()> {
+        let (count, mut rest) = head(0x80, block.strip_prefix(b"\xa2\x61e")?)?;
+        for _ in 0..count {
+            let (length, suffix) = head(0x40, rest.strip_prefix(b"\xa4\x61k")?)?;
+            let (suffix, after) = suffix.split_at_checked(length)?;
+            let (prefix, after) = head(0x00, after.strip_prefix(b"\x61p")?)?;
+            let (right, after) = canonical_link(after.strip_prefix(b"\x61t")?)?;
+            let (value, after) = canonical_link(after.strip_prefix(b"\x61v")?)?;
+            let (key_start, key_end) = self.push_key(prefix as u64, suffix).ok()?;
+            self.entries.push(Entry { key_start, key_end, value: value?, right });
+            rest = after;
+        }
+        (self.left, rest) = canonical_link(rest.strip_prefix(b"\x61l")?)?;
+        rest.is_empty().then_some(())
+    }
+
+    /// Any node.
+    fn read_any(&mut self, block: &[u8]) -> Result<(), RepoError> {
         let mut reader = Reader::new(block);
         let Item::Map(2) = reader.read().map_err(not_cbor)? else { return Err(not_a_node()) };
-        let (mut node, mut seen) = (Self::default(), (false, false));
+        let mut seen = (false, false);
         for _ in 0..2 {
             match reader.read().map_err(not_cbor)? {
                 Item::Text(b"l") if !seen.0 => {
-                    node.left = link_or_null(&mut reader)?;
+                    self.left = link_or_null(&mut reader)?;
                     seen.0 = true;
                 }
                 Item::Text(b"e") if !seen.1 => {
-                    node.read_entries(&mut reader)?;
+                    self.read_entries(&mut reader)?;
                     seen.1 = true;
                 }
                 _ => return Err(not_a_node()),
@@ -59,7 +102,7 @@ impl Node {
         if !reader.is_at_end() {
             return Err(RepoError::tree("a node with bytes after it"));
         }
-        Ok(node)
+        Ok(())
     }
 
     fn read_entries(&mut self, reader: &mut Reader<'_>) -> Result<(), RepoError> {
@@ -156,18 +199,48 @@ pub fn key_depth(key: &[u8]) -> u32 {
     zeros / 2
 }
 
-/// The key as text, if it is `<nsid>/<rkey>`. `before` is a key that has been checked, or empty: keys come in order, so the
-/// collection is nearly always its collection, and then only the record key is looked at.
+/// The key as text, if it is `<nsid>/<rkey>`, and the bytes of its collection with the slash. `before` is a key that has been
+/// checked, with its own, or empty: keys come in order, so the collection is nearly always its collection, and then only the record key is looked at.
 ///
 /// # Errors
 /// [`RepoError::Tree`] for anything else.
-pub fn checked_key<'k>(key: &'k [u8], before: &str) -> Result<&'k str, RepoError> {
+pub fn checked_key<'k>(
+    key: &'k [u8],
+    before: (&str, usize),
+) -> Result<(&'k str, usize), RepoError> {
     let wrong = || RepoError::tree("a key that is no collection and record key");
-    let text = simdutf8::basic::from_utf8(key).map_err(|_| wrong())?;
-    let slash = text.find('/').ok_or_else(wrong)?;
-    let is_known = before.len() > slash && before.as_bytes()[..=slash] == key[..=slash];
-    let is_valid = (is_known || is_nsid(&text[..slash])) && is_rkey(&text[slash + 1..]);
-    if is_valid { Ok(text) } else { Err(wrong()) }
+    let text = std::str::from_utf8(key).map_err(|_| wrong())?;
+    let known = before.0.as_bytes().get(..before.1).unwrap_or_default();
+    if !known.is_empty() && key.starts_with(known) {
+        let is_valid = is_rkey(&text[known.len()..]);
+        return if is_valid { Ok((text, known.len())) } else { Err(wrong()) };
+    }
+    let (collection, rkey) = text.split_once('/').ok_or_else(wrong)?;
+    let is_valid = is_nsid(collection) && is_rkey(rkey);
+    if is_valid { Ok((text, collection.len() + 1)) } else { Err(wrong()) }
+}
+
+/// Argument of the shortest head of `major` (its three bits in place), below 65,536, and what follows it.
+#[inline]
+fn head(major: u8, bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let (initial, rest) = bytes.split_first()?;
+    let info = initial.checked_sub(major).filter(|info| *info < 32)?;
+    match (info, rest) {
+        (0..24, rest) => Some((usize::from(info), rest)),
+        (24, [low, rest @ ..]) => Some((usize::from(*low), rest)),
+        (25, [high, low, rest @ ..]) => Some((usize::from(*high) << 8 | usize::from(*low), rest)),
+        _ => None,
+    }
+}
+
+/// A link or null, and what follows it.
+#[inline]
+fn canonical_link(bytes: &[u8]) -> Option<(Option<Cid>, &[u8])> {
+    if let [0xf6, rest @ ..] = bytes {
+        return Some((None, rest));
+    }
+    let (cid, rest) = bytes.strip_prefix(b"\xd8\x2a\x58\x25\x00")?.split_at_checked(CID_BYTES)?;
+    Some((Some(Cid::from_bytes(cid)?), rest))
 }
 
 fn link_or_null(reader: &mut Reader<'_>) -> Result<Option<Cid>, RepoError> {

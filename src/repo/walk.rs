@@ -7,7 +7,7 @@
 //! ```
 //! Any block order, duplicates and unlinked blocks are fine. Depth shrinks with each step down, so there is no cycle and
 //! no recursion: the stack has at most `limits::MST_DEPTH_MAX` nodes. A node is decoded whole and its children are looked
-//! up together before any of them is used, so that the cache misses of the look-ups overlap.
+//! up together before any of them is used, so that the cache misses of the look-ups overlap; memory of nodes is used again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,20 +60,26 @@ pub struct Walk<'s> {
     blocks: Blocks<'s>,
     commit: Commit,
     stack: Vec<Frame>,
+    /// Frames that have been left, for the next nodes.
+    spare: Vec<Frame>,
     last_key: String,
+    /// Bytes of the collection in it, with the slash.
+    last_collection: usize,
     leaves: u64,
     cancel: &'s AtomicBool,
 }
 
 /// A node whose children have been found.
+#[derive(Default)]
 struct Frame {
     node: Node,
     depth: u32,
-    left: Option<Section>,
-    /// For each entry, its record and the subtree after it.
-    found: Vec<(Section, Option<Section>)>,
+    /// The records of all entries, then the subtrees that there are, in order.
+    found: Vec<Section>,
     /// 0: left subtree; then for entry `i` 2i+1: its record, 2i+2: the subtree after it.
     step: usize,
+    /// Subtrees that have been visited.
+    visited: usize,
 }
 
 impl<'s> Walk<'s> {
@@ -103,8 +109,16 @@ impl<'s> Walk<'s> {
         let block =
             blocks.read(section)?.ok_or_else(|| RepoError::tree("a commit of over 2 MiB"))?;
         let commit = commit::prove(framed.root, block, expected.did.map(Did::as_str), &keys)?;
-        let (stack, last_key) = (Vec::new(), String::new());
-        let mut walk = Self { blocks, commit, stack, last_key, leaves: 0, cancel };
+        let mut walk = Self {
+            blocks,
+            commit,
+            stack: Vec::new(),
+            spare: Vec::new(),
+            last_key: String::new(),
+            last_collection: 0,
+            leaves: 0,
+            cancel,
+        };
         let root = find(&mut walk.blocks, &walk.commit.data, "the root node")?;
         walk.descend(walk.commit.data, root, None)?;
         Ok(walk)
@@ -133,16 +147,18 @@ impl<'s> Walk<'s> {
             frame.step += 1;
             let index = step.wrapping_sub(1) / 2;
             let child = match step {
-                0 => frame.node.left.zip(frame.left),
+                0 => frame.node.left,
                 _ if index >= frame.node.entries.len() => {
-                    self.stack.pop();
+                    self.spare.extend(self.stack.pop());
                     continue;
                 }
                 _ if step % 2 == 1 => return self.leaf(index).map(Some),
-                _ => frame.node.entries[index].right.zip(frame.found[index].1),
+                _ => frame.node.entries[index].right,
             };
-            let depth = frame.depth;
-            if let Some((cid, section)) = child {
+            if let Some(cid) = child {
+                let section = frame.found[frame.node.entries.len() + frame.visited];
+                frame.visited += 1;
+                let depth = frame.depth;
                 self.descend(cid, section, Some(depth))?;
             }
         }
@@ -160,11 +176,13 @@ impl<'s> Walk<'s> {
         if self.leaves > 0 && self.last_key.as_bytes() >= key {
             return Err(RepoError::tree("keys out of order"));
         }
-        let text = checked_key(key, &self.last_key)?;
+        let before = (self.last_key.as_str(), self.last_collection);
+        let (text, collection) = checked_key(key, before)?;
+        self.last_collection = collection;
         self.last_key.clear();
         self.last_key.push_str(text);
         self.leaves += 1;
-        let section = frame.found[index].0;
+        let section = frame.found[index];
         let block = if section.bytes > RECORD_BYTES_MAX as u64 {
             LeafBlock::TooLarge(section.bytes)
         } else {
@@ -188,22 +206,21 @@ impl<'s> Walk<'s> {
             return Err(RepoError::tree("a node that is no DAG-CBOR block"));
         }
         let block = self.blocks.read(section)?;
-        let node = Node::read(block.ok_or_else(|| RepoError::tree("a node of over 2 MiB"))?)?;
-        let depth = checked_depth(&node, above)?;
-        let left = match &node.left {
-            Some(cid) => Some(find(&mut self.blocks, cid, "the node")?),
-            None => None,
-        };
-        let mut found = Vec::with_capacity(node.entries.len());
-        for entry in &node.entries {
-            let record = find(&mut self.blocks, &entry.value, "the record")?;
-            let right = match &entry.right {
-                Some(cid) => Some(find(&mut self.blocks, cid, "the node")?),
-                None => None,
-            };
-            found.push((record, right));
+        let block = block.ok_or_else(|| RepoError::tree("a node of over 2 MiB"))?;
+        let mut frame = self.spare.pop().unwrap_or_default();
+        frame.node.read_again(block)?;
+        (frame.depth, frame.step, frame.visited) = (checked_depth(&frame.node, above)?, 0, 0);
+        frame.found.clear();
+        let Frame { node, found, .. } = &mut frame;
+        let records = node.entries.iter().map(|entry| &entry.value);
+        let nodes = node.left.iter().chain(node.entries.iter().filter_map(|it| it.right.as_ref()));
+        if !self.blocks.find_all(records.clone().chain(nodes.clone()), found)? {
+            let missing = records.chain(nodes).nth(found.len()).copied().unwrap_or(cid);
+            let what = if found.len() < node.entries.len() { "the record" } else { "the node" };
+            return Err(RepoError::Missing { what, cid: missing });
         }
-        self.stack.push(Frame { node, depth, left, found, step: 0 });
+        self.blocks.touch(found.iter().take(node.entries.len()).copied());
+        self.stack.push(frame);
         Ok(())
     }
 }

@@ -250,6 +250,9 @@ async fn receive(
             has_begun = true;
         }
         framer.push(&chunk).map_err(of_repo)?;
+        if !spool.has_memory_beside(framer.heads_bytes()) {
+            framer.forget_heads();
+        }
         has_paused |= write(tools, &mut spool, &chunk).await?;
         telemetry::progressed(tools.clock.wall_ms());
     }

@@ -25,6 +25,7 @@ use crate::domain::verdict::{Cause, Failure, Reason};
 use crate::limits::ROW_CHUNK_BYTES;
 use crate::repo::Source;
 use crate::repo::error::RepoError;
+use crate::repo::pages::PAGES_BYTES;
 use crate::repo::walk::{Expected, Leaf, LeafBlock, Walk, index_bytes};
 use crate::stages::messages::{
     Export, FetchedCar, News, Point, Probe, Proven, Refusal, RowChunk, Subject, Ticket,
@@ -144,7 +145,12 @@ async fn walk_one(
     let mut fetched = fetched;
     let unloaded = fetched.car.unloaded_bytes();
     let loads = unloaded > 0 && unloaded <= LOADED_BYTES_MAX.min(tools.walks.limit() / 8);
-    let bytes = index_bytes(fetched.framed.blocks) + if loads { unloaded } else { 0 };
+    let beside = match (loads, unloaded) {
+        (true, unloaded) => unloaded,
+        (false, 0) => 0,
+        (false, _) => PAGES_BYTES,
+    };
+    let bytes = index_bytes(fetched.framed.blocks) + beside;
     let is_oversized = bytes > tools.walks.limit() / OVERSIZED_SHARE;
     let _lane = if is_oversized { oversized.acquire().await.ok() } else { None };
     let Ok(index) = tools.walks.take(bytes).await else {

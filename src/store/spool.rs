@@ -51,6 +51,7 @@ pub struct Spool {
     pool: SpoolPool,
     place: Place,
     bytes: u64,
+    beside: Option<Reservation>,
 }
 
 /// A finished spool.
@@ -58,6 +59,8 @@ pub struct Spool {
 pub struct SpooledCar {
     place: Place,
     bytes: u64,
+    /// Memory of what was kept about it; given back with it.
+    _beside: Option<Reservation>,
 }
 
 #[derive(Debug)]
@@ -84,7 +87,7 @@ impl SpoolPool {
     #[must_use]
     pub fn open(&self) -> Spool {
         let place = Place::Memory { bytes: Vec::new(), reservation: None };
-        Spool { pool: self.clone(), place, bytes: 0 }
+        Spool { pool: self.clone(), place, bytes: 0, beside: None }
     }
 
     /// Where its files are made.
@@ -124,7 +127,21 @@ impl Spool {
     /// Ends writing.
     #[must_use]
     pub fn freeze(self) -> SpooledCar {
-        SpooledCar { place: self.place, bytes: self.bytes }
+        SpooledCar { place: self.place, bytes: self.bytes, _beside: self.beside }
+    }
+
+    /// Whether the budget also has `bytes` for what is kept about the repository beside it.
+    pub fn has_memory_beside(&mut self, bytes: u64) -> bool {
+        let held = self.beside.as_ref().map_or(0, Reservation::bytes);
+        if bytes <= held {
+            return true;
+        }
+        let Some(more) = self.pool.memory.try_take(bytes - held) else { return false };
+        match &mut self.beside {
+            Some(held) => held.merge(more),
+            None => self.beside = Some(more),
+        }
+        true
     }
 
     /// Makes room in memory for `length` bytes in all, if the spool is in memory and may stay there.

@@ -107,6 +107,7 @@ pub struct Plan<'a> {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a plan lives on the stack, for one record")]
 enum Row<'a> {
     None,
     Edge { stamp: Stamp, edge: Edge<'a> },

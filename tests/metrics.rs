@@ -22,7 +22,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skyfill::commands::summary::Sums;
 use skyfill::config::file::{self, Assignment, Mode};
 use skyfill::config::settings::Settings;
 use skyfill::config::targets::{self, ListSource};
@@ -455,7 +454,7 @@ fn begins_at_zero(scrape: &Scrape, pending: u64) {
 fn figures(scrape: &Scrape, settings: &Settings, network: &Network) {
     let reader = Reader::open(&settings.data_dir.join("state.db")).unwrap();
     let labels: Vec<String> = settings.filter.types.iter().map(|entry| entry.label()).collect();
-    let (sums, counts) = (Sums::read(&reader, &labels).unwrap(), reader.counts().unwrap());
+    let (sums, counts) = (reader.sums(&labels).unwrap(), reader.counts().unwrap());
     assert!(sums.records.values().sum::<u64>() > 100 && counts.done > 90 && counts.parked > 500);
     for (label, records) in &sums.records {
         scrape.is("skyfill_records_total", &[("type", label)], *records);

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use crate::clock::wall_text;
 use crate::commands::error::CommandError;
 use crate::commands::retry::{ask_daemon, ledger_in};
-use crate::commands::summary::Sums;
 use crate::domain::ledger::State;
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::{Reader, Report};
@@ -65,7 +64,7 @@ fn whole(reader: &Reader, live: Option<&Value>) -> Result<Value, StoreError> {
     Ok(json!({
         "accounts": accounts,
         "parked": reader.parked_by_reason()?,
-        "records": Sums::read(reader, &[])?.records,
+        "records": reader.sums(&[])?.records,
         "hosts": hosts,
         "bound_by": told("bound_by"),
         "eta_seconds": told("eta_seconds"),

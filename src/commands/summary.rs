@@ -11,11 +11,11 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 
 use crate::clock::wall_text;
-use crate::domain::account::{REJECTED, Revision, SKIPPED};
 use crate::domain::ledger::State;
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::{Counts, Reader, Report};
 use crate::store::ledger_rows::RunCounts;
+use crate::store::ledger_sums::Sums;
 
 /// What a summary says beside the ledger.
 #[derive(Clone, Debug)]
@@ -34,54 +34,6 @@ pub struct Run {
     pub labels: Vec<String>,
 }
 
-/// Sums over the done accounts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sums {
-    /// Exported records by label.
-    pub records: BTreeMap<String, u64>,
-    /// Skipped records by reason.
-    pub skipped: BTreeMap<String, u64>,
-    /// Rejected records by reason.
-    pub rejected: BTreeMap<String, u64>,
-    /// Bytes of their repositories.
-    pub repo_bytes: u64,
-}
-
-impl Sums {
-    /// Adds up every listed done account.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn read(reader: &Reader, labels: &[String]) -> Result<Self, StoreError> {
-        let zeros = |words: &[&str]| words.iter().map(|word| ((*word).to_owned(), 0)).collect();
-        let mut sums = Self {
-            records: labels.iter().map(|label| (label.clone(), 0)).collect(),
-            skipped: zeros(&SKIPPED),
-            rejected: zeros(&REJECTED),
-            repo_bytes: 0,
-        };
-        reader.each(true, |report| {
-            if let Some(revision) = report.revision {
-                sums.add(&revision);
-            }
-            Ok(())
-        })?;
-        Ok(sums)
-    }
-
-    fn add(&mut self, revision: &Revision) {
-        let add = |into: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>| {
-            for (word, count) in from {
-                *into.entry(word.clone()).or_default() += count;
-            }
-        };
-        add(&mut self.records, &revision.exported);
-        add(&mut self.skipped, &revision.skipped);
-        add(&mut self.rejected, &revision.rejected);
-        self.repo_bytes += revision.repo_bytes;
-    }
-}
-
 /// The service's status code: all done, some not, or failed.
 #[must_use]
 pub fn status_code(counts: &Counts, run: &Run) -> u16 {
@@ -97,7 +49,7 @@ pub fn status_code(counts: &Counts, run: &Run) -> u16 {
 /// # Errors
 /// [`StoreError`] of the ledger; of `out`, named `stdout`.
 pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(), StoreError> {
-    let (counts, sums) = (reader.counts()?, Sums::read(reader, &run.labels)?);
+    let (counts, sums) = (reader.counts()?, reader.sums(&run.labels)?);
     let head = json!({
         "service": "backfill_sync",
         "timestamp": wall_text(run.ended_ms),
@@ -190,7 +142,7 @@ pub fn write_text(
     queues: &Path,
     out: &mut dyn Write,
 ) -> Result<(), StoreError> {
-    let (counts, sums) = (reader.counts()?, Sums::read(reader, &run.labels)?);
+    let (counts, sums) = (reader.counts()?, reader.sums(&run.labels)?);
     let reasons = reader.parked_by_reason()?;
     let text = text(&counts, &sums, &reasons, run, queues);
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -100,6 +100,7 @@ impl Rows {
         if changes.is_empty() {
             return Ok(());
         }
+        self.sum_swapped(is_other, [after, up_to])?;
         for (state, reason, was_listed, count) in changes {
             self.count(state, reason.as_deref(), if was_listed { -count } else { count });
         }

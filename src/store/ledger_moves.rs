@@ -37,6 +37,9 @@ impl Rows {
             }
             self.write_account(id, &account, after)?;
             if listed {
+                if before.state == State::Done {
+                    self.sum_row(id.0, -1)?;
+                }
                 self.count(state_number(before.state), old_reason.as_deref(), -1);
                 self.count(state_number(after.state), reason_word(after.state), 1);
             }
@@ -99,7 +102,13 @@ impl Rows {
                 |row| row.get::<_, i64>(0),
             );
             let Some(id) = found.optional().map_err(|error| self.failed(error))? else { continue };
-            self.apply(AccountId(id), Event::Exported)?;
+            let applied = self.apply(AccountId(id), Event::Exported)?;
+            if applied.listed && applied.before.state == State::Done {
+                self.sum_row(id, -1)?;
+            }
+            if applied.listed {
+                self.sums.add(revision, 1);
+            }
             self.run[1].done += 1;
             self.run[1].records += revision.exported_total();
             self.run[1].repo_bytes += revision.repo_bytes;

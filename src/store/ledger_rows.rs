@@ -3,7 +3,7 @@
 //! ```text
 //!  meta       data id, last applied segment          hosts      names, and how long each gave no usable answer
 //!  accounts   the rules' state as JSON (null: as it began) beside the columns that scheduling and counting need
-//!  totals     listed accounts by state and reason, kept in the same transaction
+//!  totals     listed accounts by state and reason, kept in the same transaction; sums: what the done ones of them hold
 //!  queues     where each queue file was at the last settle
 //! ```
 //! `domain::ledger` decides; this file opens, commits and rolls back, `ledger_moves` applies, `ledger_work` leases and
@@ -22,6 +22,7 @@ use crate::seed::Chance;
 use crate::store::apply::Position;
 use crate::store::error::StoreError;
 use crate::store::ledger_schema;
+use crate::store::ledger_sums::Changes;
 use crate::store::tally::Tally;
 
 /// State column values.
@@ -45,6 +46,8 @@ pub struct Rows {
     pub(super) chance: Chance,
     /// Changes to the totals since the transaction began.
     pub(super) changes: HashMap<(i64, String), i64>,
+    /// The same for the sums.
+    pub(super) sums: Changes,
     /// What this process decided, committed and with the open transaction.
     pub(super) run: [RunCounts; 2],
     /// Figures of the open transaction.
@@ -128,6 +131,7 @@ impl Rows {
             clock,
             chance,
             changes: HashMap::new(),
+            sums: Changes::default(),
             run: [RunCounts::default(); 2],
             tally: Tally::default(),
             wants_sync: false,
@@ -200,6 +204,7 @@ impl Rows {
     /// Writes the totals and commits.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
         self.write_totals()?;
+        self.write_sums()?;
         self.execute("COMMIT", []).map(drop)?;
         self.run[0] = self.run[1];
         self.tally.committed(self.clock.wall_ms());
@@ -211,6 +216,7 @@ impl Rows {
     /// Undoes the group.
     pub(crate) fn roll_back(&mut self) -> Result<(), StoreError> {
         self.changes.clear();
+        self.sums.clear();
         self.run[1] = self.run[0];
         self.tally.undone();
         if self.connection.is_autocommit() {

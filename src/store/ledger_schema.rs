@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use crate::seed::Chance;
 use crate::store::error::StoreError;
+use crate::store::ledger_sums;
 
 /// Version of the tables.
 const SCHEMA: i64 = 1;
@@ -71,5 +72,6 @@ pub fn open(path: &Path, chance: &Chance) -> Result<(Connection, bool), StoreErr
         connection.execute_batch(&make).map_err(failed)?;
     }
     connection.execute_batch(LATER).map_err(failed)?;
+    ledger_sums::begin(&connection).map_err(failed)?;
     Ok((connection, schema == 0))
 }

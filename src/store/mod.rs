@@ -14,6 +14,7 @@ pub mod ledger_lists;
 mod ledger_moves;
 pub mod ledger_rows;
 pub mod ledger_schema;
+pub mod ledger_sums;
 pub mod ledger_work;
 pub mod listing;
 pub mod segment;

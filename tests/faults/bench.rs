@@ -2,6 +2,8 @@
 //! each account, and a second run after everything has healed.
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use crate::support::judge::judge;
 use crate::support::network::Network;
 use crate::support::oracle::Options;
 use crate::support::pds::Manners;
-use crate::support::proc::{Finished, Running, Skyfill};
+use crate::support::proc::{Finished, Running, Signal, Skyfill};
 use crate::support::world::{Records, Shape, World, WorldAccount};
 
 /// Anonymous memory that a run may have: `limits.memory` and the base.
@@ -36,7 +38,7 @@ impl Victim {
 
 type Script = Box<dyn Fn(&Victim) -> Vec<Fault> + Send + Sync>;
 
-/// One line of the matrix.
+/// One line of the matrix; it is acted out against a daemon, whose metrics are read at the end.
 pub struct Case {
     pub kind: String,
     /// Where in the exchange it happens.
@@ -51,6 +53,42 @@ pub struct Case {
     pub requests: Option<usize>,
     /// What happens to its host's other methods.
     pub server: Option<Fault>,
+    /// The `error` label under which its failures are counted, if there are any.
+    pub error: Option<&'static str>,
+}
+
+impl Case {
+    /// Its failures are counted as this.
+    pub fn meets(self, error: &'static str) -> Self {
+        Self { error: Some(error), ..self }
+    }
+
+    /// Series that it must have moved.
+    fn series(&self) -> Vec<String> {
+        let mut series = Vec::new();
+        let mut words = self.expected.split(", ");
+        let (reason, error) = (words.next().unwrap(), words.next().unwrap());
+        let is_parked = reason != "done";
+        if is_parked {
+            series.push(format!("skyfill_parked{{reason=\"{reason}\"}}"));
+        }
+        // What ends at its first failure was never tried again.
+        let is_tried_again = !is_parked || reason == "host_unavailable" || !self.is_single();
+        let own = if is_parked && error != "-" { Some(error) } else { self.error };
+        if let Some(error) = own.filter(|_| is_tried_again) {
+            series.push(format!("skyfill_retries_total{{error=\"{error}\"}}"));
+        }
+        if series.is_empty() {
+            series.push("skyfill_requests_total{service=\"pds\",outcome=\"ok\"}".to_owned());
+        }
+        series
+    }
+
+    /// Whether its first failure is its last.
+    fn is_single(&self) -> bool {
+        let is_slow = self.expected == "attempts_exhausted, too_slow, 1 charged";
+        self.expected.contains("identity_invalid") || is_slow
+    }
 }
 
 /// What became of a case.
@@ -61,12 +99,15 @@ pub struct Line {
     pub expected: String,
     pub found: String,
     pub bound_seconds: u64,
+    /// Series of the daemon that it moved; empty where no daemon was asked.
+    pub metric: String,
 }
 
 impl Line {
     pub fn new(kind: &str, place: &str, expected: &str, found: String, bound: u64) -> Self {
         let (kind, place) = (kind.to_owned(), place.to_owned());
-        Self { kind, place, expected: expected.to_owned(), found, bound_seconds: bound }
+        let (expected, metric) = (expected.to_owned(), String::new());
+        Self { kind, place, expected, found, bound_seconds: bound, metric }
     }
 }
 
@@ -122,14 +163,60 @@ impl Bench {
     pub fn run(&self, more: &[&str], bound_seconds: u64) -> Finished {
         let running = self.start(more, &[]);
         let Some(finished) = running.wait(Duration::from_secs(bound_seconds)) else {
-            let is_left = |(_, end): &(String, String)| end.starts_with("waits");
-            let number = |did: &str| self.network.world().index_of(did);
-            let left = self.ends().into_iter().filter(is_left);
-            let left: Vec<_> = left.map(|(did, end)| (number(&did), end)).collect();
+            let left = self.left();
             panic!("still running after {bound_seconds} s: {left:?}\n{}", running.stderr());
         };
         assert!(finished.usage.anonymous_peak_bytes <= MEMORY_MAX, "{:?}", finished.usage);
         finished
+    }
+
+    /// Lets a daemon work until every account is decided; gives its series and what they say.
+    pub fn work_as_daemon(&self, bound_seconds: u64) -> HashMap<String, f64> {
+        let dids = self.network.world().dids();
+        let data = self.data().to_string_lossy().into_owned();
+        let mut arguments = ["run", "--data-dir", &data].map(str::to_owned).to_vec();
+        let own = [
+            "metrics.listen=127.0.0.1:0".to_owned(),
+            "network.allow=[\"127.0.0.0/8\"]".to_owned(),
+            format!("identity.plc_url={}", self.network.plc.url()),
+            format!("source.dids={dids:?}"),
+        ];
+        for set in self.settings.iter().chain(&own) {
+            arguments.extend(["--set".to_owned(), set.clone()]);
+        }
+        let daemon = Self::skyfill().spawn(&arguments);
+        let line = "serving metrics listen=";
+        assert!(daemon.wait_for(line, Duration::from_secs(30)), "{}", daemon.stderr());
+        let stderr = daemon.stderr();
+        let (_, rest) = stderr.split_once(line).unwrap();
+        let address = rest.split_whitespace().next().unwrap().to_owned();
+        let until = Instant::now() + Duration::from_secs(bound_seconds);
+        let series = loop {
+            let series = scrape(&address);
+            // Before the data directory is open there are none.
+            let accounts = |state: &str| {
+                let name = format!("skyfill_accounts{{state=\"{state}\"}}");
+                series.get(&name).map_or(0, |count| *count as usize)
+            };
+            if accounts("done") + accounts("parked") == dids.len() {
+                break series;
+            }
+            let is_late = Instant::now() > until;
+            assert!(!is_late, "still at work after {bound_seconds} s: {:?}", self.left());
+            std::thread::park_timeout(Duration::from_millis(100));
+        };
+        assert!(daemon.signal(Signal::TERM));
+        let finished = daemon.finish(Duration::from_secs(30)).expect_code(0);
+        assert!(finished.usage.anonymous_peak_bytes <= MEMORY_MAX, "{:?}", finished.usage);
+        series
+    }
+
+    /// Accounts that are not decided yet.
+    fn left(&self) -> Vec<(Option<usize>, String)> {
+        let is_left = |(_, end): &(String, String)| end.starts_with("waits");
+        let number = |did: &str| self.network.world().index_of(did);
+        let left = self.ends().into_iter().filter(is_left);
+        left.map(|(did, end)| (number(&did), end)).collect()
     }
 
     /// `skyfill retry --all`; gives its exit code.
@@ -153,6 +240,42 @@ impl Bench {
     /// What became of every account, by DID.
     pub fn ends(&self) -> HashMap<String, String> {
         ends(&self.data())
+    }
+}
+
+/// Every series of a daemon's endpoint.
+fn scrape(address: &str) -> HashMap<String, f64> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let lines = answer.lines().filter(|line| line.starts_with("skyfill_"));
+    let series = lines.filter_map(|line| line.rsplit_once(' '));
+    series.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
+}
+
+/// Every case has moved its series, each of an account parked exactly one, and no other error was counted.
+fn assert_counted(cases: &[Case], series: &HashMap<String, f64>) {
+    let mut wanted: HashMap<String, f64> = HashMap::new();
+    for name in cases.iter().flat_map(Case::series) {
+        *wanted.entry(name).or_default() += 1.0;
+    }
+    let is_open =
+        |name: &str| name.starts_with("skyfill_parked") || name.starts_with("skyfill_retries");
+    for (name, value) in series.iter().filter(|(name, _)| is_open(name)) {
+        let least = wanted.get(name).copied().unwrap_or(0.0);
+        let is_exact = name.starts_with("skyfill_parked") || least == 0.0;
+        // An answer that is looked at twice, or a redirect too many, has no error of its own.
+        let is_free = name.contains("\"other\"");
+        assert!(
+            if is_exact && !is_free { *value == least } else { *value >= least },
+            "{name} is {value}, {least} cases move it"
+        );
+    }
+    for (name, least) in wanted {
+        let value = series.get(&name).copied().unwrap_or(0.0);
+        assert!(value >= least, "{name} is {value}, {least} cases move it");
     }
 }
 
@@ -211,9 +334,8 @@ pub fn run_cases(
         Manners { chunk_bytes: 4 << 10, bytes_per_second: Some(100 << 10), ..Manners::default() };
     network.hosts.iter().for_each(|host| host.set_manners(manners.clone()));
     let begun = Instant::now();
-    let finished = bench.run(&[], bound_seconds);
+    let series = bench.work_as_daemon(bound_seconds);
     println!("{} cases in {:.1} s", cases.len(), begun.elapsed().as_secs_f64());
-    let summary = finished.json();
     assert_eq!(network.faults().waiting(), Vec::<String>::new(), "faults that never fired");
     network.faults().assert_fired(&names);
     let ends = bench.ends();
@@ -232,10 +354,12 @@ pub fn run_cases(
         if let Some(requests) = case.requests {
             assert_eq!(network.repo_requests(&did), requests, "{}: requests", case.kind);
         }
-        lines.push(Line::new(&case.kind, case.place, case.expected, found(index), bound_seconds));
+        let line = Line::new(&case.kind, case.place, case.expected, found(index), bound_seconds);
+        lines.push(Line { metric: case.series().join(" "), ..line });
     }
-    let parked = lines.iter().filter(|line| !line.found.starts_with("done")).count();
-    assert_eq!(summary.pointer("/accounts/parked").and_then(Value::as_u64), Some(parked as u64));
+    if lines.iter().all(|line| line.found == line.expected) {
+        assert_counted(&cases, &series);
+    }
     bench.heal_and_finish(0);
     lines
 }

@@ -1,6 +1,8 @@
 //! The cases that need nothing but a script: what servers do, where, and how it must end.
 
 use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ipld_core::ipld::Ipld;
@@ -24,8 +26,8 @@ fn scripted(
         Then::Heal => format!("{kind}, once"),
         Then::Repeat => format!("{kind}, always"),
     };
-    let (requests, server) = (None, None);
-    Case { kind, place, at, script: Box::new(script), then, expected, requests, server }
+    let (requests, server, error) = (None, None, None);
+    Case { kind, place, at, script: Box::new(script), then, expected, requests, server, error }
 }
 
 fn repo(kind: &str, place: &'static str, then: Then, expected: &'static str, fault: Fault) -> Case {
@@ -34,7 +36,8 @@ fn repo(kind: &str, place: &'static str, then: Then, expected: &'static str, fau
 
 /// Both: charged once and then done, and charged until nothing is left.
 fn charged(kind: &str, place: &'static str, ends: &'static str, fault: &Fault) -> [Case; 2] {
-    let once = repo(kind, place, Then::Heal, "done, 1 charged", fault.clone());
+    let error = ends.split(", ").nth(1).unwrap();
+    let once = repo(kind, place, Then::Heal, "done, 1 charged", fault.clone()).meets(error);
     [once, repo(kind, place, Then::Repeat, ends, fault.clone())]
 }
 
@@ -90,6 +93,18 @@ fn transport() -> Vec<Case> {
         let kind = format!("cut at the border behind {tenth}0%");
         cases.push(scripted(&kind, MIDDLE, Place::Repo, Then::Repeat, INCOMPLETE, cut));
     }
+    cases.extend(charged("stall", "behind the last byte", TIMEOUT, &Fault::Stall(At::End)));
+    let unended = charged(
+        "early end without the last chunk",
+        "behind the last byte",
+        INCOMPLETE,
+        &Fault::Drop(At::End),
+    );
+    cases.extend(unended);
+    for (at, place) in [(At::Middle, MIDDLE), (At::LastBlock, LAST), (At::LastByte, "last byte")] {
+        let short = Fault::ShortLength(at);
+        cases.extend(charged("content-length too small", place, INCOMPLETE, &short));
+    }
     let drip = |bytes, millis| Fault::Drip { bytes, every: Duration::from_millis(millis) };
     cases.push(repo(
         "stalls just under the limit",
@@ -109,10 +124,27 @@ fn transport() -> Vec<Case> {
     cases.push(repo("endless body", WHOLE, Then::Repeat, endless, Fault::Endless));
     let slow = |millis| Fault::SlowHeaders(Duration::from_millis(millis));
     cases.push(repo("slow headers, in time", HEADERS, Then::Repeat, "done, 0 charged", slow(700)));
-    cases.push(repo("slow headers, too late", HEADERS, Then::Heal, "done, 0 charged", slow(2_500)));
-    cases.push(repo("no answer", HEADERS, Then::Heal, "done, 0 charged", Fault::NoAnswer));
+    cases.push(
+        repo("slow headers, too late", HEADERS, Then::Heal, "done, 0 charged", slow(2_500))
+            .meets("timeout"),
+    );
+    cases.push(
+        repo("no answer", HEADERS, Then::Heal, "done, 0 charged", Fault::NoAnswer).meets("timeout"),
+    );
     let closes = Fault::CloseBeforeHeaders;
-    cases.push(repo("reset", HEADERS, Then::Heal, "done, 0 charged", closes));
+    cases.push(repo("reset", HEADERS, Then::Heal, "done, 0 charged", closes).meets("connect"));
+    // The first answer leaves its connection open, and the second request goes over it.
+    cases.push(
+        scripted(
+            "a kept connection closed under the next request",
+            HEADERS,
+            Place::Repo,
+            Then::Repeat,
+            "done, 1 charged",
+            |_| vec![Fault::status(404), Fault::CloseKept],
+        )
+        .meets("http_4xx"),
+    );
     cases
 }
 
@@ -162,16 +194,17 @@ fn answers() -> Vec<Case> {
     }
     for code in [500, 502, 503, 504] {
         let kind = format!("status {code}");
-        cases.push(repo(&kind, HEADERS, Then::Heal, "done, 0 charged", Fault::status(code)));
+        cases.push(
+            repo(&kind, HEADERS, Then::Heal, "done, 0 charged", Fault::status(code))
+                .meets("http_5xx"),
+        );
     }
-    cases.push(scripted(
-        "500, 503, 404, 500",
-        HEADERS,
-        Place::Repo,
-        Then::Heal,
-        "done, 1 charged",
-        |_| [500, 503, 404, 500].map(Fault::status).to_vec(),
-    ));
+    cases.push(
+        scripted("500, 503, 404, 500", HEADERS, Place::Repo, Then::Heal, "done, 1 charged", |_| {
+            [500, 503, 404, 500].map(Fault::status).to_vec()
+        })
+        .meets("http_5xx"),
+    );
     cases.extend(charged(
         "status 400 with an unknown error",
         HEADERS,
@@ -221,25 +254,21 @@ fn refusals() -> Vec<Case> {
     let case = |(name, wait): (&str, Wait)| {
         let kind = format!("429 with {name}");
         repo(&kind, HEADERS, Then::Heal, "done, 0 charged", Fault::RateLimited(wait))
+            .meets("rate_limited")
     };
     let mut cases: Vec<Case> = waits.into_iter().map(case).collect();
-    cases.push(scripted(
-        "429 seven times",
-        HEADERS,
-        Place::Repo,
-        Then::Heal,
-        "done, 0 charged",
-        |_| vec![Fault::RateLimited(Wait::Seconds(0)); 7],
-    ));
+    cases.push(
+        scripted("429 seven times", HEADERS, Place::Repo, Then::Heal, "done, 0 charged", |_| {
+            vec![Fault::RateLimited(Wait::Seconds(0)); 7]
+        })
+        .meets("rate_limited"),
+    );
     let body = br#"{"error":"RateLimitExceeded"}"#;
     let fault = with_headers(503, &[("retry-after", "1")], body);
-    cases.push(repo(
-        "503 that says RateLimitExceeded",
-        HEADERS,
-        Then::Heal,
-        "done, 0 charged",
-        fault,
-    ));
+    cases.push(
+        repo("503 that says RateLimitExceeded", HEADERS, Then::Heal, "done, 0 charged", fault)
+            .meets("rate_limited"),
+    );
     let nothing_left = |victim: &Victim| {
         let headers = [("ratelimit-remaining", "0"), ("ratelimit-reset", "1")];
         let mut fault = with_headers(200, &headers, &victim.account.car());
@@ -392,6 +421,22 @@ fn cars() -> Vec<Case> {
             varint(0, &mut car);
             car
         }),
+        made("a CID of a version that is none", "repo_invalid, hash, 0 charged", |victim| {
+            let mut car = with(victim, |_| ());
+            let mut cid = cid_of(b"x").to_bytes();
+            cid[0] = 9;
+            varint(cid.len() + 1, &mut car);
+            car.extend(cid);
+            car.push(b'x');
+            car
+        }),
+        made("a block without bytes, unlinked", done, |victim| {
+            let mut car = with(victim, |_| ());
+            let cid = cid_of(b"").to_bytes();
+            varint(cid.len(), &mut car);
+            car.extend(cid);
+            car
+        }),
         made("a CID of another hash", "repo_invalid, hash, 0 charged", |victim| {
             let mut car = with(victim, |_| ());
             let mut cid = cid_of(b"x").to_bytes();
@@ -414,8 +459,9 @@ fn repositories() -> Vec<Case> {
         invalid("bad signature", signature, Fault::BadSignature),
         invalid("high-S signature", signature, Fault::HighS),
         invalid("commit of another DID", "repo_invalid, did_mismatch, 0 charged", Fault::OtherDid),
-        repo("bad signature", WHOLE, Then::Heal, "done, 0 charged", Fault::BadSignature),
-        repo("wrong hash", WHOLE, Then::Heal, "done, 0 charged", Fault::WrongHash),
+        repo("bad signature", WHOLE, Then::Heal, "done, 0 charged", Fault::BadSignature)
+            .meets("signature"),
+        repo("wrong hash", WHOLE, Then::Heal, "done, 0 charged", Fault::WrongHash).meets("hash"),
     ];
     let other_key = |victim: &Victim| {
         let mut account = victim.account.forged();
@@ -435,6 +481,19 @@ fn repositories() -> Vec<Case> {
         let script = move |victim: &Victim| vec![car_answer(with_root(victim, entries.clone()))];
         cases.push(scripted(kind, WHOLE, Place::Repo, Then::Repeat, tree, script));
     }
+    let twice = |victim: &Victim| vec![car_answer(with_subtree_twice(victim))];
+    cases.push(scripted("a subtree twice", WHOLE, Place::Repo, Then::Repeat, tree, twice));
+    // No node can hold its own hash: a cycle is a block that lies about it.
+    let cycle = |victim: &Victim| vec![car_answer(with_cycle(victim))];
+    let hash = "repo_invalid, hash, 0 charged";
+    cases.push(scripted(
+        "a node that links to itself",
+        WHOLE,
+        Place::Repo,
+        Then::Repeat,
+        hash,
+        cycle,
+    ));
     cases
 }
 
@@ -464,14 +523,55 @@ fn trees() -> Vec<(&'static str, Entries)> {
     ]
 }
 
-fn with_root(victim: &Victim, entries: Entries) -> Vec<u8> {
-    let map = |fields: Vec<(&str, Ipld)>| {
-        Ipld::Map(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+fn map<const N: usize>(fields: [(&str, Ipld); N]) -> Ipld {
+    Ipld::Map(fields.map(|(name, value)| (name.to_owned(), value)).into())
+}
+
+fn block(bytes: Vec<u8>) -> Block {
+    Block { cid: cid_of(&bytes), bytes, is_node: false }
+}
+
+/// A CAR whose commit, well signed, leads to the first of these blocks.
+fn with_blocks(victim: &Victim, blocks: &[Block]) -> Vec<u8> {
+    let account = victim.account.forged();
+    let commit = block(account.commit(blocks[0].cid, &CarOptions::default()));
+    let roots = [commit.cid];
+    write_car(&roots, &[&[commit], blocks].concat())
+}
+
+/// A root whose left and right subtrees are one and the same.
+fn with_subtree_twice(victim: &Victim) -> Vec<u8> {
+    let keys = (0..).map(|n| format!("app.bsky.feed.like/{}", tid(n)));
+    let key = |depth| {
+        let is_of = move |key: &String| crate::support::forge::depth(key.as_bytes()) == depth;
+        keys.clone().find(is_of).unwrap()
     };
-    let block = |bytes: Vec<u8>| Block { cid: cid_of(&bytes), bytes, is_node: false };
+    let record = block(encode(&Ipld::String("record".to_owned())));
+    let node = |key: String, subtree: Option<&Block>| {
+        let link = subtree.map_or(Ipld::Null, |block| Ipld::Link(block.cid));
+        let entry = map([
+            ("p", Ipld::Integer(0)),
+            ("k", Ipld::Bytes(key.into_bytes())),
+            ("v", Ipld::Link(record.cid)),
+            ("t", link.clone()),
+        ]);
+        block(encode(&map([("l", link), ("e", Ipld::List(vec![entry]))])))
+    };
+    let leaf = node(key(0), None);
+    let root = node(key(1), Some(&leaf));
+    with_blocks(victim, &[root, leaf, record])
+}
+
+fn with_cycle(victim: &Victim) -> Vec<u8> {
+    let claimed = cid_of(b"a node that is its own child");
+    let bytes = encode(&map([("l", Ipld::Link(claimed)), ("e", Ipld::List(Vec::new()))]));
+    with_blocks(victim, &[Block { cid: claimed, bytes, is_node: true }])
+}
+
+fn with_root(victim: &Victim, entries: Entries) -> Vec<u8> {
     let record = block(encode(&Ipld::String("record".to_owned())));
     let entry = |(prefix, rest): &(i128, String)| {
-        map(vec![
+        map([
             ("p", Ipld::Integer(*prefix)),
             ("k", Ipld::Bytes(rest.as_bytes().to_vec())),
             ("v", Ipld::Link(record.cid)),
@@ -479,10 +579,8 @@ fn with_root(victim: &Victim, entries: Entries) -> Vec<u8> {
         ])
     };
     let entries = entries.iter().map(entry).collect();
-    let node = block(encode(&map(vec![("l", Ipld::Null), ("e", Ipld::List(entries))])));
-    let account = victim.account.forged();
-    let commit = block(account.commit(node.cid, &CarOptions::default()));
-    write_car(&[commit.cid], &[commit.clone(), node, record])
+    let node = block(encode(&map([("l", Ipld::Null), ("e", Ipld::List(entries))])));
+    with_blocks(victim, &[node, record])
 }
 
 /// Everything that is over within seconds.
@@ -542,7 +640,7 @@ pub fn identities() -> Vec<Case> {
             "identity_invalid, did_mismatch, 0 charged",
             Fault::DocumentForOther,
         ),
-        identity("a document of 10 MB", unusable, Fault::Oversized(10 << 20)),
+        identity("a document of 100 MB", unusable, Fault::Oversized(100 << 20)),
         identity("an endpoint that is no URL", unusable, Fault::Endpoint("no url".to_owned())),
         document("two PDSes, the first one counts", "done, 0 charged", |victim| {
             with_services(victim, &[pds(&victim.host), pds("https://10.0.0.1")])
@@ -592,20 +690,27 @@ pub fn identities() -> Vec<Case> {
 
 /// What makes the directory wait, two to a run: a third in a row would open its circuit.
 pub fn directory_troubles() -> Vec<Vec<Case>> {
-    let once = |kind: &str, fault: Fault| {
+    let once = |kind: &str, error, fault: Fault| {
         let script = move |_: &Victim| vec![fault.clone()];
         scripted(kind, "directory", Place::Directory, Then::Heal, "done, 0 charged", script)
+            .meets(error)
     };
     vec![
-        vec![once("status 500", Fault::status(500)), once("not JSON", Fault::NotJson)],
         vec![
-            once("status 404 without its message", Fault::status(404)),
-            once("reset", Fault::CloseBeforeHeaders),
+            once("status 500", "http_5xx", Fault::status(500)),
+            once("not JSON", "not_car", Fault::NotJson),
         ],
-        vec![once("status 403", Fault::status(403)), once("status 200 with HTML", Fault::HtmlOk)],
         vec![
-            once("429 with seconds", Fault::RateLimited(Wait::Seconds(1))),
-            once("no answer", Fault::NoAnswer),
+            once("status 404 without its message", "http_4xx", Fault::status(404)),
+            once("reset", "connect", Fault::CloseBeforeHeaders),
+        ],
+        vec![
+            once("status 403", "http_4xx", Fault::status(403)),
+            once("status 200 with HTML", "not_car", Fault::HtmlOk),
+        ],
+        vec![
+            once("429 with seconds", "rate_limited", Fault::RateLimited(Wait::Seconds(1))),
+            once("no answer", "timeout", Fault::NoAnswer),
         ],
     ]
 }
@@ -638,14 +743,16 @@ pub fn slow() -> Vec<Case> {
             Then::Heal,
             "done, 0 charged",
             Fault::RateLimited(Wait::None),
-        ),
+        )
+        .meets("rate_limited"),
         repo(
             "429 with garbage",
             HEADERS,
             Then::Heal,
             "done, 0 charged",
             Fault::RateLimited(Wait::Text("soon".to_owned())),
-        ),
+        )
+        .meets("rate_limited"),
         scripted(
             "a host that speaks no TLS",
             "handshake",
@@ -663,6 +770,13 @@ pub fn slow() -> Vec<Case> {
             |_| vec![Fault::Endpoint("http://127.0.0.1:1".to_owned())],
         ),
         repo(
+            "a byte a second",
+            WHOLE,
+            Then::Repeat,
+            "attempts_exhausted, too_slow, 1 charged",
+            Fault::Drip { bytes: 1, every: Duration::from_secs(1) },
+        ),
+        repo(
             "a drip below the minimum rate",
             WHOLE,
             Then::Repeat,
@@ -670,4 +784,26 @@ pub fn slow() -> Vec<Case> {
             Fault::Drip { bytes: 100, every: Duration::from_millis(300) },
         ),
     ]
+}
+
+/// An address whose queue of connections is full for as long as this process lives: the kernel drops what else knocks.
+pub fn black_hole() -> SocketAddr {
+    static FULL: OnceLock<(SocketAddr, Vec<TcpStream>)> = OnceLock::new();
+    let fill = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listener = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+            socket.listen(1).unwrap().into_std().unwrap()
+        });
+        let address = listener.local_addr().unwrap();
+        // Never accepted from, never closed.
+        std::mem::forget(listener);
+        let moment = Duration::from_millis(200);
+        let knock = || TcpStream::connect_timeout(&address, moment).ok();
+        let inside: Vec<TcpStream> = std::iter::from_fn(knock).take(16).collect();
+        assert!(inside.len() < 16, "the queue never fills");
+        (address, inside)
+    };
+    FULL.get_or_init(fill).0
 }

@@ -1,10 +1,12 @@
-//! Names that lead nowhere: a run in this process, with a name server of its own, because the binary asks the system's.
+//! A run in this process, with a name server and certificate authorities of its own, because the binary asks the system's; and
+//! what names alone can do wrong.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use skyfill::commands::backfill::{self, Backfill};
 use skyfill::config::file::{self, Assignment, Mode};
 use skyfill::config::targets::ListSource;
@@ -16,15 +18,16 @@ use skyfill::pipeline::Surrounding;
 use crate::bench::{Bench, Line};
 use crate::support::faults::{Fault, Place, Target, Then};
 
-/// Says that no name exists, except of those that begin with `silent`, of which it says nothing.
-struct NameServer {
+/// Says that no name exists, except of those that begin with `silent`, of which it says nothing, and with `pds`, which are
+/// 127.0.0.1.
+pub struct NameServer {
     names: Names,
     is_over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<usize>>,
 }
 
 impl NameServer {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let names = Names::of_servers(&[socket.local_addr().unwrap()]).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
@@ -34,11 +37,11 @@ impl NameServer {
             let (mut query, mut silent) = ([0; 1_500], 0);
             while !over.load(Ordering::Acquire) {
                 let Ok((length, from)) = socket.recv_from(&mut query) else { continue };
-                if query[..length].windows(6).any(|window| window == b"silent") {
+                if query[13..length].starts_with(b"silent") {
                     silent += 1;
                     continue;
                 }
-                socket.send_to(&no_such_name(&query[..length]), from).unwrap();
+                socket.send_to(&reply(&query[..length]), from).unwrap();
             }
             silent
         });
@@ -52,28 +55,29 @@ impl NameServer {
     }
 }
 
-/// NXDOMAIN with the query's own question.
-fn no_such_name(query: &[u8]) -> Vec<u8> {
+/// The query's own question, and that the name is loopback or does not exist.
+fn reply(query: &[u8]) -> Vec<u8> {
     let mut end = 12;
     while query[end] != 0 {
         end += usize::from(query[end]) + 1;
     }
     let mut answer = query[..end + 5].to_vec();
-    answer[2..12].copy_from_slice(&[0x81, 0x83, 0, 1, 0, 0, 0, 0, 0, 0]);
+    if !query[13..].starts_with(b"pds") {
+        answer[2..12].copy_from_slice(&[0x81, 0x83, 0, 1, 0, 0, 0, 0, 0, 0]);
+        return answer;
+    }
+    let wants_ipv4 = query[end + 2] == 1;
+    answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(wants_ipv4), 0, 0, 0, 0]);
+    if wants_ipv4 {
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+    }
     answer
 }
 
-/// Accounts whose documents name hosts that no name server knows, or that none says anything about.
-pub fn run(bench: &Bench, bound_seconds: u64) -> Vec<Line> {
-    let cases =
-        [("a name that does not exist", "gone"), ("a name server that is silent", "silent")];
-    for (index, (_, name)) in cases.iter().enumerate() {
-        let fault = Fault::Endpoint(format!("https://{name}.example.com"));
-        let target = Target::Did(bench.did(index));
-        bench.network.faults().script(Place::Directory, target, [fault], Then::Repeat);
-    }
+/// One backfill of every account of the world; gives how often the name server kept silent.
+pub fn run_inside(bench: &Bench, roots: Vec<CertificateDer<'static>>, bound_seconds: u64) -> usize {
     let server = NameServer::start();
-    let network = Some(Surroundings { names: server.names.clone(), roots: Vec::new() });
+    let network = Some(Surroundings { names: server.names.clone(), roots });
     let surrounding = Surrounding { network, ..Surrounding::system() };
     let set = |(key, value): (&str, &str)| Assignment::flag("test", key, value);
     let (data, plc) = (bench.data().to_string_lossy().into_owned(), bench.network.plc.url());
@@ -98,7 +102,20 @@ pub fn run(bench: &Bench, bound_seconds: u64) -> Vec<Line> {
     });
     runtime.shutdown_background();
     assert_eq!(code.unwrap(), ExitCode::SomeParked);
-    assert!(server.end() > 0, "the silent name was never asked for");
+    server.end()
+}
+
+/// Accounts whose documents name hosts that no name server knows, or that none says anything about.
+pub fn run(bench: &Bench, bound_seconds: u64) -> Vec<Line> {
+    let cases =
+        [("a name that does not exist", "gone"), ("a name server that is silent", "silent")];
+    for (index, (_, name)) in cases.iter().enumerate() {
+        let fault = Fault::Endpoint(format!("https://{name}.example.com"));
+        let target = Target::Did(bench.did(index));
+        bench.network.faults().script(Place::Directory, target, [fault], Then::Repeat);
+    }
+    let silences = run_inside(bench, Vec::new(), bound_seconds);
+    assert!(silences > 0, "the silent name was never asked for");
     let ends = bench.ends();
     let line = |(index, (kind, _)): (usize, &(&str, &str))| {
         let expected = "host_unavailable, dns, 0 charged";

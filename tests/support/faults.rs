@@ -30,6 +30,8 @@ pub enum At {
     LastBlock,
     /// Before the last byte.
     LastByte,
+    /// After the last byte, before the body's proper end.
+    End,
 }
 
 /// How a refusal says how long to wait.
@@ -66,6 +68,8 @@ pub enum Fault {
     NoAnswer,
     /// Takes the request and closes the connection.
     CloseBeforeHeaders,
+    /// The same, but only on a connection that has carried a request before; a fresh one is served.
+    CloseKept,
     /// The connection is reset within the body.
     Reset(At),
     /// The body ends early, the chunked encoding in good order.
@@ -74,6 +78,8 @@ pub enum Fault {
     Drop(At),
     /// As `Drop`, but the headers had announced a length.
     DropWithLength(At),
+    /// The headers announce only so much of the body, and the server keeps to that.
+    ShortLength(At),
     /// Nothing more comes, the connection stays.
     Stall(At),
     /// The body comes in small pieces.
@@ -132,10 +138,12 @@ impl Fault {
             Self::SlowHeaders(_) => "slow_headers",
             Self::NoAnswer => "no_answer",
             Self::CloseBeforeHeaders => "close_before_headers",
+            Self::CloseKept => "close_kept",
             Self::Reset(_) => "reset",
             Self::Cut(_) => "cut",
             Self::Drop(_) => "drop",
             Self::DropWithLength(_) => "drop_with_length",
+            Self::ShortLength(_) => "short_length",
             Self::Stall(_) => "stall",
             Self::Drip { .. } => "drip",
             Self::Endless => "endless",
@@ -352,7 +360,8 @@ pub async fn before_headers(
             faults.note(name);
             std::future::pending().await
         }
-        Fault::CloseBeforeHeaders => {
+        Fault::CloseKept if !connection.is_kept() => return Err(fault),
+        Fault::CloseBeforeHeaders | Fault::CloseKept => {
             faults.note(name);
             connection.reset();
             return Ok(Err(std::io::Error::other(name)));

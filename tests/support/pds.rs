@@ -270,13 +270,18 @@ impl Host {
         let wanted = fault.clone();
         let made = move || car(&net, index, now, wanted.as_ref());
         let car = tokio::task::spawn_blocking(made).await.expect("the forge does not fail");
-        let length = car.len();
+        let length = match &fault {
+            Some(Fault::ShortLength(at)) => position(&car, *at),
+            _ => car.len(),
+        };
         let mut sending = Sending::new(car, manners, self.log.transfer(number), self);
         sending.meet(fault.as_ref(), connection);
         let response =
             Response::builder().status(200).header("content-type", "application/vnd.ipld.car");
         let response = match fault {
-            Some(Fault::DropWithLength(_)) => response.header("content-length", length),
+            Some(Fault::DropWithLength(_) | Fault::ShortLength(_)) => {
+                response.header("content-length", length)
+            }
             _ => response,
         };
         let stream = futures::stream::unfold(sending, Sending::next);
@@ -378,6 +383,8 @@ impl Sending {
             Fault::Drop(at) | Fault::DropWithLength(at) => (*at, Ending::Broken),
             Fault::Reset(at) => (*at, Ending::Reset(connection.clone())),
             Fault::Stall(at) => (*at, Ending::Stalled),
+            // What the headers announced is what leaves; the rest is not even tried.
+            Fault::ShortLength(at) => (*at, Ending::Proper),
             Fault::Endless => {
                 let bytes = vec![0x60; 60_000];
                 let mut filler = Vec::new();
@@ -413,6 +420,10 @@ impl Sending {
             let end = self.stop.min(self.at + self.chunk_bytes);
             let piece = self.car.slice(self.at..end);
             self.at = end;
+            if end == self.stop && self.fault == Some("short_length") {
+                // Behind the announced length nobody asks for more.
+                self.fire();
+            }
             return Some((Ok(self.sent(piece)), self));
         }
         // What was sent so far must leave this process before the ending.
@@ -460,6 +471,7 @@ pub fn position(car: &[u8], at: At) -> usize {
         At::MiddleBorder => nearest(car.len() / 2),
         At::LastBlock => borders(car).pop().unwrap_or(0),
         At::LastByte => car.len().saturating_sub(1),
+        At::End => car.len(),
     }
 }
 

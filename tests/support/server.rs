@@ -36,12 +36,18 @@ type Handler = dyn Fn(Request<Incoming>, Connection) -> Pin<Box<dyn Future<Outpu
 #[derive(Clone)]
 pub struct Connection {
     is_to_be_reset: Arc<AtomicBool>,
+    requests: Arc<AtomicU64>,
 }
 
 impl Connection {
     /// When the connection ends, it ends with a reset.
     pub fn reset(&self) {
         self.is_to_be_reset.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has carried a request before this one.
+    pub fn is_kept(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) > 1
     }
 }
 
@@ -185,9 +191,12 @@ async fn serve(
 
 async fn converse(stream: TcpStream, handler: Arc<Handler>) {
     let _ = stream.set_nodelay(true);
-    let connection = Connection { is_to_be_reset: Arc::default() };
+    let connection = Connection { is_to_be_reset: Arc::default(), requests: Arc::default() };
     let socket = Socket { stream, connection: connection.clone() };
-    let service = service_fn(move |request| handler(request, connection.clone()));
+    let service = service_fn(move |request| {
+        connection.requests.fetch_add(1, Ordering::SeqCst);
+        handler(request, connection.clone())
+    });
     // An error is a peer that left, or a fault that ended the connection: both are meant.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(socket), service)

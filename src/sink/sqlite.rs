@@ -26,7 +26,7 @@ use crate::store::segment::{Placed, SegmentReader};
 const PAGE_BYTES: u32 = 65_536;
 
 /// Memory of a file's page cache, KiB, once for each of the seven files: items are written once and not read again.
-const CACHE_KIBIBYTES: u32 = 512;
+const CACHE_KIBIBYTES: u32 = 1_536;
 
 /// Pages of WAL after which SQLite copies them into the file: 8 MiB, which stays in the processor's and kernel's caches.
 const WAL_PAGES: u32 = 128;

@@ -1,10 +1,10 @@
 //! Named crash points at durability boundaries.
 //!
 //! `crash_point!(Name)` stands where a crash leaves the disk in a state of its own; the comment at the place says what
-//! recovery must do. In debug builds `SKYFILL_CRASH_AT=Name:N` aborts the process at the Nth passage (from 1); release
-//! builds contain none of it.
+//! recovery must do. In debug builds `SKYFILL_CRASH_AT=Name:N` aborts the process at the Nth passage (from 1), and
+//! `SKYFILL_HANG_AT=Name:N` makes the thread that passes there stand still for ever; release builds contain none of it.
 
-/// Passes the named point; aborts the process if the environment asks for it (debug builds only).
+/// Passes the named point; aborts the process or hangs there if the environment asks for it (debug builds only).
 #[macro_export]
 macro_rules! crash_point {
     ($name:ident) => {
@@ -13,20 +13,46 @@ macro_rules! crash_point {
     };
 }
 
-/// Counts a passage of `name` and aborts if it is the one asked for.
+/// Counts a passage of `name`; aborts or hangs if it is the one asked for.
 #[cfg(debug_assertions)]
 pub fn pass(name: &'static str) {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
-    static PASSED: AtomicU64 = AtomicU64::new(0);
-    let wanted = WANTED.get_or_init(|| {
-        let text = std::env::var("SKYFILL_CRASH_AT").ok()?;
-        let (point, passage) = text.split_once(':').unwrap_or((&text, "1"));
-        Some((point.to_owned(), passage.parse().ok()?))
-    });
-    let Some((point, passage)) = wanted else { return };
-    if point == name && PASSED.fetch_add(1, Ordering::AcqRel) + 1 == *passage {
+    static CRASH: Trap = Trap::new("SKYFILL_CRASH_AT");
+    static HANG: Trap = Trap::new("SKYFILL_HANG_AT");
+    if CRASH.is_sprung_by(name) {
         std::process::abort();
+    }
+    if HANG.is_sprung_by(name) {
+        tracing::warn!(point = name, "hangs here, as SKYFILL_HANG_AT asks");
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// A point and a passage of it that the environment asks for.
+#[cfg(debug_assertions)]
+struct Trap {
+    variable: &'static str,
+    wanted: std::sync::OnceLock<Option<(String, u64)>>,
+    passed: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(debug_assertions)]
+impl Trap {
+    const fn new(variable: &'static str) -> Self {
+        let passed = std::sync::atomic::AtomicU64::new(0);
+        Self { variable, wanted: std::sync::OnceLock::new(), passed }
+    }
+
+    /// Counts a passage of `name`, and says whether it is the one asked for.
+    fn is_sprung_by(&self, name: &str) -> bool {
+        let wanted = self.wanted.get_or_init(|| {
+            let text = std::env::var(self.variable).ok()?;
+            let (point, passage) = text.split_once(':').unwrap_or((&text, "1"));
+            Some((point.to_owned(), passage.parse().ok()?))
+        });
+        let Some((point, passage)) = wanted else { return false };
+        let passed = || self.passed.fetch_add(1, std::sync::atomic::Ordering::AcqRel) + 1;
+        point == name && passed() == *passage
     }
 }

@@ -49,5 +49,9 @@ pub const GROUP_SEAL_MILLISECONDS: u64 = 200;
 /// Attempts of a DID that crashes its worker before it is parked as `crash_loop`; likewise process deaths.
 pub const CRASHES_MAX: u32 = 3;
 
+/// A walk that reads no further record for this long, and waits for nobody, hangs: its DID goes back with one attempt more and
+/// its thread is replaced. One record takes microseconds; the slowest step, opening 4 GiB of blocks on a slow disk, seconds.
+pub const WALK_SILENT_SECONDS: u64 = 120;
+
 /// Records between two looks at the cancel flag while a repository is walked.
 pub const CANCEL_CHECK_RECORDS: u64 = 1_024;

@@ -53,8 +53,11 @@ impl Bench {
 
     /// Runs to the end with `settings` (`key=value`) and `see` at every point.
     fn run(&self, settings: &[&str], see: impl Fn(Point<'_>) + Send + Sync + 'static) -> Ran {
+        self.run_within(settings, Surrounding { probe: Probe::new(see), ..Surrounding::system() })
+    }
+
+    fn run_within(&self, settings: &[&str], surrounding: Surrounding) -> Ran {
         let order = self.order(settings);
-        let surrounding = Surrounding { probe: Probe::new(see), ..Surrounding::system() };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
             .enable_all()
@@ -242,6 +245,47 @@ fn a_stage_that_always_dies_ends_the_run_with_its_name() {
     let error = ran.code.unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Failed);
     assert!(error.to_string().contains("fetcher"), "{error}");
+}
+
+/// Walks that hang for ever in this run: `true` from `hangs` makes the walk of that number (from 1) of `did` stand still.
+fn run_with_hanging_walks(bench: &Bench, did: &str, hangs: fn(usize) -> bool) -> (Ran, usize) {
+    let (gate, hung) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let (walks, did) = (AtomicUsize::new(0), did.to_owned());
+    let (shut, counted) = (Arc::clone(&gate), Arc::clone(&hung));
+    let probe = Probe::new(move |point| {
+        let is_its = point == Point::Worker("parser", &did);
+        if is_its && hangs(walks.fetch_add(1, Ordering::AcqRel) + 1) {
+            counted.fetch_add(1, Ordering::AcqRel);
+            shut.wait();
+        }
+    });
+    let walk_patience = Duration::from_secs(3);
+    let surrounding = Surrounding { probe, walk_patience, ..Surrounding::system() };
+    // One thread: if it were not replaced, nothing would be walked any more.
+    let ran = bench.run_within(&["limits.parsers=1"], surrounding);
+    gate.open();
+    (ran, hung.load(Ordering::Acquire))
+}
+
+#[test]
+fn a_walk_that_hangs_is_found_and_its_thread_replaced() {
+    let bench = Bench::new(27, 12, 30);
+    let did = bench.network.world().dids()[3].clone();
+    let (ran, hung) = run_with_hanging_walks(&bench, &did, |walk| walk == 1);
+    assert_eq!((ran.code.unwrap(), hung), (ExitCode::Done, 1));
+    bench.assert_all_rows();
+    assert_eq!(bench.network.repo_requests(&did), 2, "it was fetched again");
+}
+
+#[test]
+fn an_account_whose_walks_always_hang_is_parked_and_the_others_are_done() {
+    let bench = Bench::new(28, 6, 30);
+    let did = bench.network.world().dids()[3].clone();
+    let (ran, hung) = run_with_hanging_walks(&bench, &did, |_| true);
+    assert_eq!((ran.code.unwrap(), hung), (ExitCode::SomeParked, 3));
+    assert_eq!(number(&ran.summary, "/accounts/done"), 5);
+    assert_eq!(ran.summary["parked"][0]["did"], did);
+    assert_eq!(ran.summary["parked"][0]["reason"], "crash_loop");
 }
 
 #[test]

@@ -304,6 +304,55 @@ fn it_survives_kills_and_answers_on_its_socket() {
     assert_exactly(&network, &bench.data(), &(0..10).collect::<Vec<_>>());
 }
 
+/// Starts a daemon that hangs at `point`; `part` must be named as silent and the watchdog not be fed from then on. Then does what
+/// systemd does, and the next start does the whole job.
+fn hangs_and_is_restarted(seed: u64, point: &str, part: &str) {
+    let network = network(seed, 8);
+    let mut bench = Bench::new(&network);
+    bench.list(&network.world().dids());
+    let sound = bench.skyfill.clone().env("WATCHDOG_USEC", "3000000");
+    bench.skyfill = sound.clone().env("SKYFILL_HANG_AT", point);
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    assert!(daemon.wait_for("hangs here", PATIENCE), "the fault fired: {}", daemon.stderr());
+    let silent = format!("no heartbeat, the watchdog is not fed part={part}");
+    assert!(daemon.wait_for(&silent, PATIENCE), "{}", daemon.stderr());
+    // What was said before that is read; from then on nothing feeds the watchdog for twice its period.
+    let hungry = Instant::now() + Duration::from_secs(6);
+    let mut last_pings = 0;
+    while let Ok(message) =
+        bench.notify.recv_timeout(hungry.saturating_duration_since(Instant::now()))
+    {
+        // Those before the hang may still lie in the channel, but no more than one beat waited for them.
+        last_pings += usize::from(message.contains("WATCHDOG=1"));
+    }
+    assert!(daemon.is_running(), "it lives, and does nothing: only the watchdog can tell");
+    assert!(last_pings < 30, "{last_pings} pings");
+    assert!(
+        bench.notify.recv_timeout(Duration::from_secs(4)).is_err(),
+        "the watchdog is fed although {part} hangs"
+    );
+    daemon.signal(Signal::ABORT);
+    daemon.finish(Duration::from_secs(10));
+    bench.skyfill = sound;
+    let daemon = bench.start();
+    bench.told(&["READY=1"]);
+    bench.told(&["WATCHDOG=1"]);
+    bench.until_decided(8);
+    bench.stop(daemon);
+    assert_exactly(&network, &bench.data(), &(0..8).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_stage_that_hangs_starves_the_watchdog() {
+    hangs_and_is_restarted(47, "AccountAppendedBeforeSeal:1", "exporter");
+}
+
+#[test]
+fn a_ledger_that_hangs_starves_the_watchdog() {
+    hangs_and_is_restarted(48, "LedgerCommitted:12", "ledger");
+}
+
 /// What a round of the storm gives the daemon.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Round {

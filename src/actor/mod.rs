@@ -1,6 +1,8 @@
 //! A thin layer on ractor: bounded mailboxes, tickets, one-DID workers, supervision.
 
+pub mod hold;
 pub mod mailbox;
+pub mod pulse;
 pub mod supervisor;
 pub mod threads;
 pub mod ticket;

@@ -24,6 +24,7 @@ use crate::actor::supervisor::{self, Ended, Supervisor};
 use crate::actor::threads::Threads;
 use crate::clock::Clock;
 use crate::config::settings::Settings;
+use crate::limits::WALK_SILENT_SECONDS;
 use crate::net::client::Surroundings;
 use crate::net::error::NetError;
 use crate::net::pace::PaceLimits;
@@ -62,6 +63,8 @@ pub struct Surrounding {
     pub network: Option<Surroundings>,
     /// Sees what passes: for tests.
     pub probe: Probe,
+    /// A walk that is silent for this long hangs.
+    pub walk_patience: Duration,
 }
 
 impl Surrounding {
@@ -69,7 +72,8 @@ impl Surrounding {
     #[must_use]
     pub fn system() -> Self {
         let (clock, chance) = (Clock::system(), Chance::system());
-        Self { clock, chance, network: None, probe: Probe::default() }
+        let walk_patience = Duration::from_secs(WALK_SILENT_SECONDS);
+        Self { clock, chance, network: None, probe: Probe::default(), walk_patience }
     }
 }
 

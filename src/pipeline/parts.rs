@@ -73,6 +73,7 @@ impl Parts<'_> {
             rows: self.budgets.rows.clone(),
             exporter: self.mailboxes.exporter.clone(),
             probe: self.surrounding.probe.clone(),
+            patience: self.surrounding.walk_patience,
         });
         let arguments =
             parser::Arguments { mailbox: self.mailboxes.parser.clone(), tools, threads };

@@ -7,23 +7,27 @@
 //!
 //! Walks are CPU work: they run on threads of their own, one a core, never on the async workers. A worker actor a DID waits
 //! for the walk's memory and for a thread; if it is stopped, the walk sees its cancel flag within 1,024 records. A panic on a
-//! thread costs the DID in hand one attempt and leaves the thread alive.
+//! thread costs the DID in hand one attempt and leaves the thread alive; a walk that is silent for too long costs the same, and its
+//! thread is replaced: the memory it holds is lost until it returns.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::actor::hold::{CancelOnDrop, Hold, Watched};
 use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
-use crate::actor::threads::Threads;
+use crate::actor::threads::{After, Threads};
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::domain::account::Revision;
 use crate::domain::verdict::{Cause, Failure, Reason};
 use crate::limits::ROW_CHUNK_BYTES;
 use crate::repo::Source;
+use crate::repo::car::Framed;
 use crate::repo::error::RepoError;
 use crate::repo::pages::PAGES_BYTES;
 use crate::repo::walk::{Expected, Leaf, LeafBlock, Walk, index_bytes};
@@ -32,6 +36,7 @@ use crate::stages::messages::{
 };
 use crate::store::budget::{Budget, Reservation};
 use crate::store::items::{Item, OpenItems};
+use crate::store::spool::SpooledCar;
 use crate::transform::{Origin, RecordBlock, RecordSource, Transformer, Verdict};
 
 /// Repositories in the mailbox for each thread: one in work, one that is ready when it ends.
@@ -71,6 +76,8 @@ pub struct Tools {
     pub exporter: Mailbox<RowChunk>,
     /// Sees what passes.
     pub probe: Probe,
+    /// A walk that is silent for this long hangs.
+    pub patience: Duration,
 }
 
 /// What the stage is started with.
@@ -142,7 +149,6 @@ async fn walk_one(
     threads: Threads,
     oversized: Arc<Semaphore>,
 ) {
-    let mut fetched = fetched;
     let unloaded = fetched.car.unloaded_bytes();
     let loads = unloaded > 0 && unloaded <= LOADED_BYTES_MAX.min(tools.walks.limit() / 8);
     let beside = match (loads, unloaded) {
@@ -161,42 +167,53 @@ async fn walk_one(
         let cause = Cause::Terminal(Reason::RepoTooLarge);
         return fetched.ticket.finish(News::Failed(Failure::new(cause, None, detail)));
     };
-    let cancel = CancelOnDrop(Arc::default());
-    let (flag, runtime) = (Arc::clone(&cancel.0), Handle::current());
+    let FetchedCar { mut ticket, subject, mut car, framed } = fetched;
+    ticket.enter();
+    let (hold, watched) = (Hold::new(ticket, slot), Arc::new(Watched::default()));
+    let _cancel = CancelOnDrop(Arc::clone(&watched));
+    // Until a thread is free.
+    watched.pulse.set_resting(true);
+    let (held, seen, runtime, patience) =
+        (hold.clone(), Arc::clone(&watched), Handle::current(), tools.patience);
     let (done, walked) = oneshot::channel();
     threads.run(move || {
-        let _held = (slot, index);
-        if loads && let Err(error) = fetched.car.load() {
-            return fetched.ticket.finish(Ended::Repo(error.into()).news());
-        }
-        run(fetched, &tools, &flag, &runtime);
+        let _index = index;
+        seen.pulse.set_resting(false);
+        let loaded = if loads { car.load().map_err(|error| error.into()) } else { Ok(()) };
+        let after = match loaded {
+            Ok(()) => run(&held, (&subject, car, &framed), &tools, &seen, &runtime),
+            Err(error) => held.end(|ticket| ticket.finish(Ended::Repo(error).news())),
+        };
         // The worker may have been stopped meanwhile: then nobody listens.
         let _unheard = done.send(());
+        after
     });
-    // An error means that the walk crashed: its ticket has said so.
-    let _crashed = walked.await;
-}
-
-/// Tells a walk to stop when its worker is gone.
-struct CancelOnDrop(Arc<AtomicBool>);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
+    tokio::select! {
+        walked = walked => {
+            // Whoever dropped the channel without a word crashed.
+            if walked.is_err() {
+                hold.end(Ticket::crashed);
+            }
+        }
+        () = watched.pulse.silent(patience) => hold.give_up(&threads),
     }
 }
 
 /// On a thread: walks, and ends the ticket.
-fn run(fetched: FetchedCar, tools: &Tools, cancel: &AtomicBool, runtime: &Handle) {
+fn run(
+    hold: &Hold<News>,
+    (subject, car, framed): (&Subject, SpooledCar, &Framed),
+    tools: &Tools,
+    watched: &Watched,
+    runtime: &Handle,
+) -> After {
     static NEXT_EXPORT: AtomicU64 = AtomicU64::new(1);
-    let FetchedCar { mut ticket, subject, car, framed } = fetched;
-    ticket.enter();
     tools.probe.pass(Point::Worker("parser", subject.did.as_str()));
     let export = Export::new(NEXT_EXPORT.fetch_add(1, Ordering::AcqRel));
     let output = Output {
         tools,
         runtime,
-        cancel,
+        watched,
         export,
         sequence: 0,
         open: OpenItems::new(tools.transformer.queues().len(), tools.rows_per_item),
@@ -204,14 +221,14 @@ fn run(fetched: FetchedCar, tools: &Tools, cancel: &AtomicBool, runtime: &Handle
     };
     let (key, earlier_keys) = (Some(subject.identity.key.as_str()), &subject.identity.earlier_keys);
     let expected = Expected { did: Some(&subject.did), key, earlier_keys };
-    let ended = Walk::open(&car, &framed, &expected, cancel)
+    let ended = Walk::open(&car, framed, &expected, &watched.is_cancelled)
         .map_err(Ended::Repo)
-        .and_then(|walk| export_all(walk, output, &subject, car.len()));
+        .and_then(|walk| export_all(walk, output, subject, car.len()));
     drop(car);
-    match ended {
+    hold.end(|ticket| match ended {
         Ok((output, revision)) => output.finish(ticket, revision),
         Err(ended) => ticket.finish(ended.news()),
-    }
+    })
 }
 
 /// Why a walk ended early.
@@ -264,6 +281,7 @@ fn export_all<'o>(
     let origin = Origin::new(subject.did.as_str(), &rev);
     while let Some(leaf) = walk.next_leaf().map_err(Ended::Repo)? {
         tally.leaves += 1;
+        output.watched.pulse.beat();
         output.take(&leaf, &origin, &mut tally)?;
     }
     let revision = Revision {
@@ -319,7 +337,7 @@ fn words(counts: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
 struct Output<'t> {
     tools: &'t Tools,
     runtime: &'t Handle,
-    cancel: &'t AtomicBool,
+    watched: &'t Watched,
     export: Arc<Export>,
     sequence: u64,
     open: OpenItems,
@@ -384,8 +402,9 @@ impl Output<'_> {
         if held >= bytes {
             return Ok(());
         }
-        let more = self.tools.rows.blocking_take(bytes - held, self.runtime, self.cancel);
-        let more = more.ok_or(Ended::Stopped)?;
+        let (rows, cancel) = (&self.tools.rows, &self.watched.is_cancelled);
+        let take = || rows.blocking_take(bytes - held, self.runtime, cancel);
+        let more = self.watched.pulse.rest(take).ok_or(Ended::Stopped)?;
         match &mut self.reservation {
             Some(held) => held.merge(more),
             None => self.reservation = Some(more),
@@ -402,7 +421,8 @@ impl Output<'_> {
         let export = Arc::clone(&self.export);
         let chunk = RowChunk { export, sequence: self.sequence, items, reservation, end };
         self.sequence += 1;
-        self.runtime.block_on(self.tools.exporter.send(chunk)).map_err(|_closed| Ended::Stopped)
+        let send = || self.runtime.block_on(self.tools.exporter.send(chunk)).is_ok();
+        if self.watched.pulse.rest(send) { Ok(()) } else { Err(Ended::Stopped) }
     }
 
     /// Sends what is left with the proof.

@@ -6,6 +6,7 @@
 //!  oracle                 the rows and counts that they must become   judge   the queues against the oracle
 //!  network                running servers: plc, pds (on server), with faults by script
 //!  proc                   the real binary as a child process
+//!  root, package          a root of its own, for the Debian package and for sandboxes
 //! ```
 //! The servers and the processes live in real time, so this may read the clock that the program itself may not.
 #![allow(
@@ -25,10 +26,12 @@ pub mod forge;
 pub mod judge;
 pub mod network;
 pub mod oracle;
+pub mod package;
 pub mod pds;
 pub mod plc;
 pub mod proc;
 pub mod records;
+pub mod root;
 pub mod server;
 pub mod time;
 pub mod value;

@@ -203,12 +203,18 @@ fn lists_that_are_none_are_refused_and_change_nothing() {
     let latin = bench.write("latin", [b"did:plc:abc\n".as_slice(), b"did:plc:\xe9\n"].concat());
     let folder = bench.folder.path().to_str().unwrap().to_owned();
     let text = bench.write("queue.db", "no database");
-    let cases: [(&[&str], i32, &[&str]); 13] = [
+    let nul = bench.write("nul", [b"did:plc:abc\n".as_slice(), b"did:plc:\0\n"].concat());
+    // 2 GB without a line break, on hardly any disk: given up where it begins.
+    let sparse = bench.write("sparse", "");
+    std::fs::File::options().write(true).open(&sparse).unwrap().set_len(2 << 30).unwrap();
+    let cases: [(&[&str], i32, &[&str]); 15] = [
         (&["--dids-file", &empty], 2, &["no DID"]),
         (&["--dids-file", &blank], 2, &["no DID"]),
         (&["--dids", ""], 2, &["no DID"]),
         (&[], 2, &["--dids"]),
         (&["--dids-file", &latin], 78, &["latin", "2", "UTF-8"]),
+        (&["--dids-file", &nul], 78, &["nul:2", "NUL"]),
+        (&["--dids-file", &sparse], 78, &["sparse:1", "NUL"]),
         (&["--dids-file", "/nowhere/dids.txt"], 78, &["/nowhere/dids.txt"]),
         (&["--dids-file", &folder], 78, &[&folder]),
         (&["--dids-queue", &text], 78, &["queue.db"]),

@@ -32,6 +32,10 @@ fn main() -> ProcessExit {
     if matches!(command, Command::Backfill(_) | Command::Run(_)) {
         start_with_two_heaps();
     }
+    if let Err(error) = signals::survive_file_size_limit() {
+        // Without it a limit on file sizes ends the process, which loses nothing either.
+        let _unseen = writeln!(io::stderr(), "skyfill: signals cannot be listened to: {error}");
+    }
     let outcome = match command {
         Command::Backfill(args) => run_backfill(&args),
         Command::Run(args) => run_daemon(&args),

@@ -6,9 +6,11 @@
 //! It works on, counts and exits by exactly the DIDs it was given, including those decided before; others in the ledger rest.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::commands::error::CommandError;
+use crate::commands::opening::when_there_is_space;
 use crate::commands::summary::{self, Run};
 use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource};
@@ -46,13 +48,14 @@ pub async fn run(
 ) -> Result<ExitCode, CommandError> {
     let clock = &surrounding.clock;
     let begun = clock.now();
-    let mut data = Data::open(&order.settings, clock, &surrounding.chance)?;
-    list(&mut data, &order.sources)?;
-    if let Some(OtherFilter { accounts }) = data.check_filter(order.refilter)? {
-        return Err(CommandError::Filter { accounts });
-    }
-    let ledger = data.ledger_path();
-    let pipeline = Pipeline::start(data, &order.settings, surrounding).await?;
+    let mut stop = std::pin::pin!(stop);
+    let mut is_listed = false;
+    let open = async || start(order, surrounding, &mut is_listed).await;
+    let started = when_there_is_space(open, stop.as_mut(), |_| ()).await?;
+    let Some((ledger, pipeline)) = started else {
+        tracing::info!("stopped while the disk was full, nothing was begun");
+        return Ok(ExitCode::Interrupted);
+    };
     let (end, interrupted) = wait(&pipeline, order, surrounding, stop).await;
     let progress = pipeline.progress();
     let stopped = pipeline.stop().await;
@@ -72,6 +75,30 @@ pub async fn run(
         Some(failure) => Err(failure),
         None => Ok(exit_code(&counts, &run)),
     }
+}
+
+/// Opens the data directory, lists the accounts unless that was done before, and starts the pipeline; gives the ledger's path.
+async fn start(
+    order: &Backfill,
+    surrounding: &Surrounding,
+    is_listed: &mut bool,
+) -> Result<(PathBuf, Pipeline), CommandError> {
+    let mut data = Data::open(&order.settings, &surrounding.clock, &surrounding.chance)?;
+    if !*is_listed {
+        list(&mut data, &order.sources).map_err(|error| match error {
+            // What was read from standard input cannot be read again.
+            CommandError::Store(error) if order.sources.contains(&ListSource::Stdin) => {
+                CommandError::Failed(Arc::new(error))
+            }
+            error => error,
+        })?;
+        *is_listed = true;
+    }
+    if let Some(OtherFilter { accounts }) = data.check_filter(order.refilter)? {
+        return Err(CommandError::Filter { accounts });
+    }
+    let ledger = data.ledger_path();
+    Ok((ledger, Pipeline::start(data, &order.settings, surrounding).await?))
 }
 
 fn list(data: &mut Data, sources: &[ListSource]) -> Result<(), CommandError> {

@@ -5,6 +5,7 @@ pub mod check;
 pub mod dry_run;
 pub mod error;
 pub mod live;
+pub mod opening;
 pub mod queue;
 pub mod retry;
 pub mod run;

@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::clock::Clock;
 use crate::commands::error::CommandError;
 use crate::commands::live::{Beside, Live};
+use crate::commands::opening::when_there_is_space;
 use crate::commands::watched::{Watched, readiness};
 use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource};
@@ -60,14 +61,20 @@ pub async fn run(
     log: Arc<LogHandle>,
 ) -> Result<ExitCode, CommandError> {
     let internal = |error: std::io::Error| CommandError::Internal(error.to_string());
-    let signals = DaemonSignals::listen().map_err(internal)?;
+    let mut signals = DaemonSignals::listen().map_err(internal)?;
     // What is plainly not there is said at once.
     drop(targets::open(&ListSource::configured(&settings.source))?);
     let watched = Watched::serve(settings.metrics.listen).await;
     // Another daemon of this data directory may hold the address too, and is then the answer.
-    let data = Data::open(&settings, &surrounding.clock, &surrounding.chance)?;
+    let held = match Data::open(&settings, &surrounding.clock, &surrounding.chance) {
+        Err(error) if !error.is_full() => return Err(error.into()),
+        opened => opened,
+    };
     let watched = watched?;
-    let pipeline = Pipeline::start_held(data, &settings, surrounding).await?;
+    let Some(pipeline) = start(held, &settings, surrounding, &watched, &mut signals).await? else {
+        tracing::info!("stopped while the disk was full, nothing was begun");
+        return Ok(ExitCode::Done);
+    };
     watched.sample(pipeline.sampler());
     let listening = ControlSocket::listen(&settings.data_dir);
     let socket = listening.map_err(|error| StoreError::io(&settings.data_dir, error))?;
@@ -113,6 +120,27 @@ pub async fn run(
     stopped.map_err(CommandError::Failed)?;
     tracing::info!("stopped");
     Ok(ExitCode::Done)
+}
+
+/// Starts the pipeline, no account is leased yet; `None` if the daemon was asked to stop while the disk was full.
+async fn start(
+    held: Result<Data, StoreError>,
+    settings: &Settings,
+    surrounding: &Surrounding,
+    watched: &Watched,
+    signals: &mut DaemonSignals,
+) -> Result<Option<Pipeline>, CommandError> {
+    let mut held = Some(held);
+    let open = async || {
+        let again = || Data::open(settings, &surrounding.clock, &surrounding.chance);
+        let data = held.take().unwrap_or_else(again)?;
+        Ok(Pipeline::start_held(data, settings, surrounding).await?)
+    };
+    let stop = async { while signals.next().await != Asked::Stop {} };
+    let tell = |is_full| {
+        watched.tell(if is_full { Readiness::DiskFull } else { Readiness::Starting });
+    };
+    when_there_is_space(open, stop, tell).await
 }
 
 /// What the daemon's loop remembers.

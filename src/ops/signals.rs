@@ -1,6 +1,8 @@
 //! Signals: TERM and the first INT ask for a clean end, a second one forces it; HUP asks the daemon to reload, USR1 for its
 //! progress.
 
+use std::sync::Arc;
+
 use futures::StreamExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_tokio::Signals;
@@ -18,6 +20,17 @@ pub fn stop_requested(forced_code: u8) -> std::io::Result<impl Future<Output = (
         }
         force_on_next(signals, forced_code);
     })
+}
+
+/// Lets a write beyond the limit on file sizes (`RLIMIT_FSIZE`) fail like one on a full disk: by itself that signal ends the
+/// process.
+///
+/// # Errors
+/// The system's, if signals cannot be listened to.
+pub fn survive_file_size_limit() -> std::io::Result<()> {
+    let number = rustix::process::Signal::XFSZ.as_raw();
+    // Nobody reads the flag: the failed write says it all.
+    signal_hook::flag::register(number, Arc::default()).map(drop)
 }
 
 /// What a signal asks of the daemon.

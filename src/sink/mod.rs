@@ -3,4 +3,5 @@
 pub mod pending;
 pub mod sqlite;
 pub mod sqlite_check;
+mod sqlite_file;
 pub mod sqlite_items;

@@ -63,6 +63,9 @@ pub trait Sink: Send {
     /// [`StoreError`].
     fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError>;
 
+    /// Gives space back that it can do without: the disk is full.
+    fn shrink(&mut self);
+
     /// Ends cleanly: what a reader or a mover finds afterwards is whole.
     ///
     /// # Errors
@@ -216,8 +219,15 @@ impl Thread {
     fn apply_next(&mut self) -> Result<bool, StoreError> {
         let Some(segment) = lock(&self.journal).next_after(self.applied)? else { return Ok(false) };
         let applying = Stopwatch::start();
-        for sink in &mut self.sinks {
-            self.health.wait_out(WRITER, || sink.apply(&segment))?;
+        let health = self.health.clone();
+        for index in 0..self.sinks.len() {
+            health.wait_out(WRITER, || {
+                let applied = self.sinks[index].apply(&segment);
+                if applied.as_ref().is_err_and(StoreError::is_full) {
+                    self.make_room();
+                }
+                applied
+            })?;
             // One follower has the segment, others do not: each goes on from its own position.
             crash_point!(SinkAppliedBeforeLedger);
         }
@@ -233,11 +243,37 @@ impl Thread {
         Ok(true)
     }
 
+    /// Gives back what can be had without new space: the WALs, and the segments that everybody has.
+    fn make_room(&mut self) {
+        self.sinks.iter_mut().for_each(|sink| sink.shrink());
+        if self.applied == self.settled {
+            return;
+        }
+        let settled = self.sinks.iter_mut().map(|sink| sink.settle());
+        // If that needs space too, the segments stay: the next try comes with the next look at the disk.
+        if let Ok(positions) = settled.collect::<Result<Vec<_>, StoreError>>()
+            && let Err(error) = self.forget(positions.concat())
+        {
+            tracing::debug!(%error, "no segment could be forgotten");
+        }
+    }
+
     fn settle(&mut self) -> Result<(), StoreError> {
         let mut positions = Vec::new();
         for sink in &mut self.sinks {
-            positions.extend(self.health.wait_out(WRITER, || sink.settle())?);
+            positions.extend(self.health.wait_out(WRITER, || {
+                let settled = sink.settle();
+                if settled.as_ref().is_err_and(StoreError::is_full) {
+                    sink.shrink();
+                }
+                settled
+            })?);
         }
+        self.forget(positions)
+    }
+
+    /// Removes the segments that every sink has settled, once the ledger has too.
+    fn forget(&mut self, positions: Vec<(String, Position)>) -> Result<(), StoreError> {
         let ledger = self.ledger.as_mut();
         self.health.wait_out(WRITER, || ledger.settle(positions.clone()))?;
         // Everyone has synced it: the segment is no longer needed, and is skipped if it is found again.

@@ -11,6 +11,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::store::durable;
 use crate::store::error::StoreError;
 
 /// Mode of `queue/`: readers of its group may write, because a reader of a WAL database must; files inherit the group.
@@ -80,7 +81,11 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), StoreError> {
     {
         make_folder(parent, 0o755)?;
     }
-    DirBuilder::new().mode(mode).create(path).map_err(|error| StoreError::io(path, error))
+    DirBuilder::new().mode(mode).create(path).map_err(|error| StoreError::io(path, error))?;
+    // Files in it are synced one by one; what they hold is worth nothing if their folder is lost.
+    durable::sync_folder(
+        path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+    )
 }
 
 fn check(path: &Path) -> Result<(), StoreError> {

@@ -17,6 +17,14 @@ pub struct Folder {
     handle: File,
 }
 
+/// Makes the names in the folder at `path` durable.
+///
+/// # Errors
+/// [`StoreError`] naming it.
+pub fn sync_folder(path: &Path) -> Result<(), StoreError> {
+    Folder::open(path)?.sync()
+}
+
 /// A file that grows at its end.
 #[derive(Debug)]
 pub struct Appender {

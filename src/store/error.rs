@@ -64,8 +64,7 @@ impl StoreError {
     pub fn io(path: &Path, source: io::Error) -> Self {
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                let (path, free_bytes) = (path.to_owned(), free_bytes(path).unwrap_or(0));
-                Self::Full { path, free_bytes }
+                Self::full(path.to_owned())
             }
             ErrorKind::PermissionDenied => {
                 Self::Permission(format!("{}: permission denied", path.display()))
@@ -80,9 +79,10 @@ impl StoreError {
         let code = source.sqlite_error_code();
         let path = path.to_owned();
         match code {
-            Some(rusqlite::ErrorCode::DiskFull) => {
-                let free_bytes = free_bytes(&path).unwrap_or(0);
-                Self::Full { path, free_bytes }
+            Some(rusqlite::ErrorCode::DiskFull) => Self::full(path),
+            // SQLite has one code for every failed write; a limit on file sizes is the one that passes.
+            Some(rusqlite::ErrorCode::SystemIoFailure) if reaches_size_limit(&path, &source) => {
+                Self::full(path)
             }
             Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
                 Self::Damaged { path, what: source.to_string() }
@@ -94,12 +94,34 @@ impl StoreError {
         }
     }
 
+    fn full(path: PathBuf) -> Self {
+        let free_bytes = free_bytes(&path).unwrap_or(0);
+        Self::Full { path, free_bytes }
+    }
+
     /// Whether waiting may help.
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }
 }
+
+/// Whether a write failed because the database or its WAL is as long as a file may be (`RLIMIT_FSIZE`).
+fn reaches_size_limit(database: &Path, source: &rusqlite::Error) -> bool {
+    let is_write = source
+        .sqlite_error()
+        .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    let Some(limit) = limit.filter(|_| is_write) else { return false };
+    ["", "-wal"].iter().any(|ending| {
+        let mut path = database.as_os_str().to_owned();
+        path.push(ending);
+        std::fs::metadata(path).is_ok_and(|file| file.len() + LARGEST_WRITE_BYTES > limit)
+    })
+}
+
+/// The most that SQLite writes at once: a page and the head of its frame.
+const LARGEST_WRITE_BYTES: u64 = (64 << 10) + 24;
 
 /// Bytes that an ordinary user may still write to the file system of `path`, or of its folder.
 #[must_use]

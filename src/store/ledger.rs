@@ -129,7 +129,14 @@ fn write(mut rows: Rows, mut orders: mpsc::Receiver<Order>, health: &Health) {
                 }
             }
         }
-        let committed = health.wait_out(WRITER, || commit(&mut rows, &mut group));
+        let committed = health.wait_out(WRITER, || {
+            let committed = commit(&mut rows, &mut group);
+            if committed.as_ref().is_err_and(StoreError::is_full) {
+                // Its own WAL may hold the space that it waits for.
+                let _still_full = rows.shrink();
+            }
+            committed
+        });
         let synced = committed.and_then(|replies| {
             health.wait_out(WRITER, || rows.sync_if_wanted()).map(|()| replies)
         });

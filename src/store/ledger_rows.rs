@@ -230,6 +230,11 @@ impl Rows {
     pub(crate) fn close(&mut self) -> Result<(), StoreError> {
         // Everything is settled and given back; what is left in the WAL is read from there.
         crash_point!(LeasesEndedBeforeClose);
+        self.shrink()
+    }
+
+    /// Brings the WAL's pages into the file and cuts it to nothing.
+    pub(crate) fn shrink(&mut self) -> Result<(), StoreError> {
         let cut = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         cut.map_err(|error| self.failed(error))
     }
@@ -255,10 +260,7 @@ impl Rows {
         if self.wants_sync {
             // Positions are written and not durable; the segments are still there and every follower knows its own.
             crash_point!(PositionsWrittenBeforeSync);
-            let full = self.connection.execute_batch(
-                "PRAGMA synchronous=FULL; UPDATE meta SET value = value WHERE key = 'segment';
-                 PRAGMA synchronous=NORMAL;",
-            );
+            let full = self.connection.execute_batch(ledger_schema::SYNC);
             full.map_err(|error| self.failed(error))?;
             self.wants_sync = false;
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use crate::seed::Chance;
+use crate::store::durable;
 use crate::store::error::StoreError;
 use crate::store::ledger_sums;
 
@@ -48,6 +49,13 @@ const LATER: &str = "
     CREATE TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY);
     CREATE INDEX IF NOT EXISTS by_filter ON accounts (filter, id) WHERE state = 5;";
 
+/// A commit that syncs everything before it. An empty one would not, nor would one that writes what is there already: SQLite
+/// compares, and leaves the page alone.
+pub const SYNC: &str = "
+    PRAGMA synchronous=FULL;
+    INSERT INTO meta VALUES ('syncs', '1') ON CONFLICT (key) DO UPDATE SET value = value + 1;
+    PRAGMA synchronous=NORMAL;";
+
 /// Opens or makes `state.db`; gives whether it is new.
 ///
 /// # Errors
@@ -73,5 +81,9 @@ pub fn open(path: &Path, chance: &Chance) -> Result<(Connection, bool), StoreErr
     }
     connection.execute_batch(LATER).map_err(failed)?;
     ledger_sums::begin(&connection).map_err(failed)?;
+    // Queues and segments name this ledger: its identity and its name are on disk before there are any. A ledger that was
+    // made by a process which died at once is no exception, so this is done at every start.
+    connection.execute_batch(SYNC).map_err(failed)?;
+    durable::sync_folder(path.parent().unwrap_or(path))?;
     Ok((connection, schema == 0))
 }

@@ -5,7 +5,7 @@
 //!  world                  accounts and records from one seed          forge   their trees, commits and CARs
 //!  oracle                 the rows and counts that they must become   judge   the queues against the oracle
 //!  network                running servers: plc, pds (on server), with faults by script
-//!  proc                   the real binary as a child process
+//!  proc                   the real binary as a child process        job     network, list, command and verdict in one
 //!  root, package          a root of its own, for the Debian package and for sandboxes
 //! ```
 //! The servers and the processes live in real time, so this may read the clock that the program itself may not.
@@ -23,6 +23,7 @@
 
 pub mod faults;
 pub mod forge;
+pub mod job;
 pub mod judge;
 pub mod network;
 pub mod oracle;

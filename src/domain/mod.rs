@@ -6,6 +6,8 @@ pub mod filter;
 pub mod identity;
 pub mod ledger;
 pub mod ledger_event;
+#[cfg(test)]
+mod ledger_model;
 pub mod nsid;
 pub mod rkey;
 pub mod tid;

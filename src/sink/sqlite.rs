@@ -113,6 +113,9 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
+    use crate::domain::account::Revision;
+    use crate::store::items::Item;
+    use crate::store::journal::Journal;
 
     fn open(folder: &Path) -> SqliteQueues {
         let labels = ["post".to_owned()];
@@ -134,5 +137,57 @@ mod tests {
         Connection::open(&path).unwrap().execute_batch("DROP INDEX skyfill_pending").unwrap();
         drop(open(folder.path()));
         assert!(!plan(&path).contains("skyfill_pending"), "{}", plan(&path));
+    }
+
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+
+    /// Seals one segment that brings `accounts`, each with two items and its edition.
+    fn segment(folder: &Path, number: u64, accounts: &[(&str, u32)]) -> SegmentReader {
+        let labels = vec!["post".to_owned()];
+        let mut journal = Journal::open(folder, ID, labels, 1 << 30, number - 1).unwrap();
+        for (did, edition) in accounts {
+            let revision =
+                Revision { did: (*did).to_owned(), edition: *edition, ..Revision::default() };
+            let item = |part| Item {
+                queue: 0,
+                records: 1,
+                payload: format!("[\"{did} {edition} {part}\"]").into(),
+            };
+            journal.append_account(&revision, &[&item(1), &item(2)]).unwrap();
+        }
+        journal.seal_group().unwrap();
+        journal.next_after(number - 1).unwrap().unwrap()
+    }
+
+    fn payloads(folder: &Path) -> Vec<String> {
+        let reader = Connection::open(folder.join(file_name("post"))).unwrap();
+        let mut select = reader.prepare("SELECT payload FROM queue ORDER BY id").unwrap();
+        let rows = select.query_map([], |row| row.get(0)).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn an_export_that_two_segments_bring_is_taken_once() {
+        let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open = || {
+            let (labels, known) = (["post".to_owned()], HashMap::new());
+            SqliteQueues::open(folder.path(), ID, &labels, 1_000, known, Clock::system()).unwrap()
+        };
+        let mut queues = open();
+        let first = segment(journal.path(), 1, &[("one", 0), ("two", 0)]);
+        queues.apply(&first).unwrap();
+        queues.apply(&first).unwrap();
+        // Two again, three for the first time, and one once more under another edition.
+        let second = segment(journal.path(), 2, &[("two", 0), ("three", 0), ("one", 1)]);
+        queues.apply(&second).unwrap();
+        queues.settle().unwrap();
+        drop(queues);
+        let mut queues = open();
+        queues.apply(&first).unwrap();
+        queues.apply(&second).unwrap();
+        let all = ["one 0", "two 0", "three 0", "one 1"];
+        let wanted: Vec<String> =
+            all.iter().flat_map(|it| [1, 2].map(|part| format!("[\"{it} {part}\"]"))).collect();
+        assert_eq!(payloads(folder.path()), wanted);
     }
 }

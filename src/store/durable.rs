@@ -10,6 +10,28 @@ use std::path::{Path, PathBuf};
 
 use crate::store::error::StoreError;
 
+/// What is about to be asked of the disk: tests record it, and let it fail, before it is done.
+#[derive(Debug)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) enum Asked<'b> {
+    Create,
+    Write { at: u64, bytes: &'b [u8] },
+    Cut { bytes: u64 },
+    Sync,
+    Rename { to: &'b Path },
+    Remove,
+    SyncFolder,
+}
+
+#[cfg(test)]
+use crate::store::door::pass;
+
+#[cfg(not(test))]
+#[allow(clippy::unnecessary_wraps, reason = "in tests it fails")]
+const fn pass(_path: &Path, _asked: &Asked<'_>) -> std::io::Result<()> {
+    Ok(())
+}
+
 /// A folder whose files are written durably.
 #[derive(Debug)]
 pub struct Folder {
@@ -69,7 +91,8 @@ impl Folder {
     /// [`StoreError`] naming it.
     pub fn create(&self, name: &str) -> Result<Appender, StoreError> {
         let path = self.file(name);
-        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let opened = pass(&path, &Asked::Create)
+            .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path));
         let file = opened.map_err(|error| StoreError::io(&path, error))?;
         Ok(Appender { path, file, bytes: 0 })
     }
@@ -81,7 +104,10 @@ impl Folder {
     #[allow(clippy::disallowed_methods, reason = "this is the replacement that the ban names")]
     pub fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
         let path = self.file(to);
-        fs::rename(self.file(from), &path).map_err(|error| StoreError::io(&path, error))?;
+        let from = self.file(from);
+        let renamed =
+            pass(&from, &Asked::Rename { to: &path }).and_then(|()| fs::rename(&from, &path));
+        renamed.map_err(|error| StoreError::io(&path, error))?;
         // The new name exists and is not durable yet. Recovery finds either name; a part is deleted, and its accounts,
         // of which the ledger knows nothing, are fetched again.
         crate::crash_point!(SegmentRenamedBeforeFolderSync);
@@ -94,11 +120,13 @@ impl Folder {
     /// [`StoreError`] naming it.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.file(name);
-        fs::remove_file(&path).map_err(|error| StoreError::io(&path, error))
+        let removed = pass(&path, &Asked::Remove).and_then(|()| fs::remove_file(&path));
+        removed.map_err(|error| StoreError::io(&path, error))
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.handle.sync_all().map_err(|error| StoreError::io(&self.path, error))
+        let synced = pass(&self.path, &Asked::SyncFolder).and_then(|()| self.handle.sync_all());
+        synced.map_err(|error| StoreError::io(&self.path, error))
     }
 }
 
@@ -114,7 +142,10 @@ impl Appender {
     /// # Errors
     /// [`StoreError`] naming it.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        match self.file.write_all_at(bytes, self.bytes) {
+        let asked = Asked::Write { at: self.bytes, bytes };
+        let written =
+            pass(&self.path, &asked).and_then(|()| self.file.write_all_at(bytes, self.bytes));
+        match written {
             Ok(()) => {
                 self.bytes += bytes.len() as u64;
                 Ok(())
@@ -133,7 +164,8 @@ impl Appender {
     /// # Errors
     /// [`StoreError`] naming it.
     pub fn cut(&mut self, bytes: u64) -> Result<(), StoreError> {
-        self.file.set_len(bytes).map_err(|error| StoreError::io(&self.path, error))?;
+        let cut = pass(&self.path, &Asked::Cut { bytes }).and_then(|()| self.file.set_len(bytes));
+        cut.map_err(|error| StoreError::io(&self.path, error))?;
         self.bytes = bytes;
         Ok(())
     }
@@ -143,7 +175,9 @@ impl Appender {
     /// # Errors
     /// [`StoreError`]; the file must not be used any more.
     pub fn sync(&mut self) -> Result<(), StoreError> {
-        let synced = self.file.flush().and_then(|()| self.file.sync_data());
+        let synced = pass(&self.path, &Asked::Sync)
+            .and_then(|()| self.file.flush())
+            .and_then(|()| self.file.sync_data());
         synced.map_err(|error| StoreError::io(&self.path, error))
     }
 }

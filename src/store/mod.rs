@@ -3,11 +3,19 @@
 pub mod apply;
 pub mod budget;
 pub mod data_dir;
+#[cfg(test)]
+#[path = "../../tests/power/disk.rs"]
+#[allow(dead_code, clippy::expect_used, clippy::disallowed_methods)]
+mod disk_model;
+#[cfg(test)]
+mod door;
 pub mod durable;
 pub mod error;
 pub mod health;
 pub mod items;
 pub mod journal;
+#[cfg(test)]
+mod journal_power;
 pub mod ledger;
 pub mod ledger_listing;
 pub mod ledger_lists;

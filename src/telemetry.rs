@@ -69,10 +69,11 @@ const QUEUE_PENDING: &str = "skyfill_queue_pending";
 const RELOAD_OK: &str = "skyfill_config_last_reload_successful";
 const RELOAD_TIME: &str = "skyfill_config_last_reload_success_timestamp_seconds";
 const PROGRESS_TIME: &str = "skyfill_last_progress_timestamp_seconds";
+const REMAINING: &str = "skyfill_remaining_seconds";
 const BUILD_INFO: &str = "skyfill_build_info";
 
 /// Every metric, in the design's order.
-pub const METRICS: [Metric; 24] = [
+pub const METRICS: [Metric; 25] = [
     metric(ACCOUNTS, Kind::Gauge, &["state"], "Listed accounts by state."),
     metric(PARKED, Kind::Gauge, &["reason"], "Listed accounts that were given up, by reason."),
     metric(RECORDS, Kind::Counter, &["type"], "Records exported, counted once they are committed."),
@@ -136,6 +137,12 @@ pub const METRICS: [Metric; 24] = [
         "When the configuration in use was loaded, Unix seconds.",
     ),
     metric(PROGRESS_TIME, Kind::Gauge, &[], "When work last moved ahead, Unix seconds."),
+    metric(
+        REMAINING,
+        Kind::Gauge,
+        &[],
+        "Time until everything is decided; NaN without an estimate.",
+    ),
     metric(BUILD_INFO, Kind::Gauge, &["version"], "Always 1; which skyfill this is."),
 ];
 
@@ -349,6 +356,11 @@ pub fn reload_refused() {
 /// Listed accounts in a state of [`ACCOUNT_STATES`].
 pub fn accounts(state: &'static str, accounts: u64) {
     gauge!(ACCOUNTS, "state" => state).set(figure(accounts));
+}
+
+/// Time until everything is decided, if there is a base for an estimate.
+pub fn remaining(remaining: Option<Duration>) {
+    gauge!(REMAINING).set(remaining.map_or(f64::NAN, |time| time.as_secs_f64()));
 }
 
 /// Listed accounts that were given up for `reason`.

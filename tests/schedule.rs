@@ -19,6 +19,8 @@
 
 #[path = "schedule/books.rs"]
 mod books;
+#[path = "schedule/estimates.rs"]
+mod estimates;
 #[path = "schedule/simulation.rs"]
 mod simulation;
 

@@ -47,10 +47,11 @@ impl Live {
     }
 
     /// Seconds until everything is decided; `None` without a base for it.
-    fn eta_seconds(&self, pending: u64) -> Option<u64> {
-        match pending {
+    fn eta_seconds(&self) -> Option<u64> {
+        let Progress { counts, estimate, .. } = *self.reach.progress().borrow();
+        match counts.pending() {
             0 => Some(0),
-            pending => self.meter().remaining(pending).map(|left| left.as_secs()),
+            _ => estimate.remaining.map(|left| left.as_secs()),
         }
     }
 
@@ -71,7 +72,7 @@ impl Live {
     pub fn line(&self) -> String {
         let Progress { counts, .. } = *self.reach.progress().borrow();
         let decided = counts.done + counts.parked;
-        let eta = match self.eta_seconds(counts.pending()) {
+        let eta = match self.eta_seconds() {
             Some(0) => "nothing is due".to_owned(),
             Some(seconds) => format!("done in about {seconds} s"),
             None => "no estimate yet".to_owned(),
@@ -85,7 +86,7 @@ impl Live {
         let (accounts, records) = self.meter().rates();
         let (accounts_per_second, records_per_second) =
             (format!("{accounts:.1}"), format!("{records:.0}"));
-        let eta_seconds = self.eta_seconds(counts.pending());
+        let eta_seconds = self.eta_seconds();
         let waits_for = self.reach.condition().borrow().full.values().next().cloned();
         tracing::info!(
             total = counts.total(),
@@ -107,7 +108,7 @@ impl Live {
     pub async fn status(&self, beside: Beside) -> Value {
         self.sample();
         let observed = self.reach.observe().await;
-        let counts = self.reach.progress().borrow().counts;
+        let Progress { counts, estimate, .. } = *self.reach.progress().borrow();
         let phase = match () {
             () if !beside.is_loaded => "loading",
             () if counts.queued + counts.active > 0 => "working",
@@ -133,7 +134,9 @@ impl Live {
             "hosts": told,
             "hosts_left_out": hosts.len().saturating_sub(HOSTS_TOLD_MAX),
             "bound_by": bound_by,
-            "eta_seconds": self.eta_seconds(counts.pending()),
+            "eta_seconds": self.eta_seconds(),
+            "eta_bound_by": estimate.bound.as_str(),
+            "slowest_host": observed.as_ref().and_then(|observed| observed.slowest_host.clone()),
             "disk_full": disk,
         })
     }

@@ -68,6 +68,8 @@ fn whole(reader: &Reader, live: Option<&Value>) -> Result<Value, StoreError> {
         "hosts": hosts,
         "bound_by": told("bound_by"),
         "eta_seconds": told("eta_seconds"),
+        "eta_bound_by": told("eta_bound_by"),
+        "slowest_host": told("slowest_host"),
         "phase": told("phase"),
         "listing": told("listing"),
         "this_run": told("this_run"),
@@ -97,6 +99,9 @@ fn whole_text(status: &Value) -> String {
         }
         if let Some(seconds) = status["eta_seconds"].as_u64().filter(|seconds| *seconds > 0) {
             text += &format!(", done in about {}", HumanDuration(Duration::from_secs(seconds)));
+            if let Some(host) = status["slowest_host"].as_str() {
+                text += &format!(", {host} takes longest");
+            }
         }
         text += "\n";
     }

@@ -1,7 +1,6 @@
 //! Progress: how far, how fast, and when it will be done. One block on a terminal, a line a minute otherwise.
 //!
-//! The remaining time is what is left over the pace of the last two minutes of work, so that it follows hosts that slow down
-//! or come back; it is told once a twentieth of the work or some seconds give it a base.
+//! The rates are those of the last two minutes; the remaining time is the scheduler's estimate, which knows every host.
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
@@ -12,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, Instant};
 use crate::stages::scheduler::Progress;
+use crate::store::ledger_lists::Counts;
 
 /// Time over which the pace is measured.
 const PACE_WINDOW: Duration = Duration::from_secs(120);
@@ -25,7 +25,7 @@ const LINE: Duration = Duration::from_secs(60);
 /// Less time than this is no base for an estimate.
 const BASE: Duration = Duration::from_secs(2);
 
-/// Estimates the remaining time from what was decided when.
+/// Measures rates from what was decided when.
 #[derive(Debug, Default)]
 pub struct Meter {
     samples: VecDeque<(Instant, u64, u64)>,
@@ -55,15 +55,6 @@ impl Meter {
         let per_second = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
         (per_second(first.1, last.1), per_second(first.2, last.2))
     }
-
-    /// Time until `pending` accounts are decided; `None` without a base.
-    #[must_use]
-    #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
-    pub fn remaining(&self, pending: u64) -> Option<Duration> {
-        let (accounts, _) = self.rates();
-        let seconds = pending as f64 / accounts;
-        (accounts > 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-    }
 }
 
 /// Shows progress on stderr until it is dropped; `waiting` says what everything waits for, if it does.
@@ -78,10 +69,10 @@ pub async fn show(
     let (mut meter, mut last_line) = (Meter::default(), clock.now());
     loop {
         tokio::time::sleep(SAMPLE).await;
-        let Progress { counts, run, .. } = *progress.borrow();
+        let Progress { counts, run, estimate, .. } = *progress.borrow();
         let now = clock.now();
         meter.sample(now, run.done + run.parked, run.records);
-        let text = line(&meter, counts.total(), counts.done, counts.parked, counts.pending());
+        let text = line(&meter, &counts, estimate.remaining);
         let text = waiting().map_or(text.clone(), |what| format!("{text}, waiting: {what}"));
         match &bar {
             Some(bar) => {
@@ -99,18 +90,17 @@ pub async fn show(
     }
 }
 
-fn line(meter: &Meter, total: u64, done: u64, parked: u64, pending: u64) -> String {
+fn line(meter: &Meter, counts: &Counts, remaining: Option<Duration>) -> String {
     let (accounts, records) = meter.rates();
-    let decided = done + parked;
-    let eta = match meter.remaining(pending) {
+    let eta = match remaining {
         Some(remaining) => format!("done in about {}", HumanDuration(remaining)),
         None => "no estimate yet".to_owned(),
     };
     format!(
         "{} of {} accounts, {} parked, {accounts:.1} accounts/s, {records:.0} records/s, {eta}",
-        HumanCount(decided),
-        HumanCount(total),
-        HumanCount(parked)
+        HumanCount(counts.done + counts.parked),
+        HumanCount(counts.total()),
+        HumanCount(counts.parked)
     )
 }
 
@@ -136,22 +126,23 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_estimate_follows_the_pace_of_the_last_minutes() {
+    async fn the_rates_follow_the_last_minutes_and_a_line_says_when_it_will_be_done() {
         let (clock, mut meter) = (Clock::system(), Meter::default());
         let begun = clock.now();
         meter.sample(begun, 0, 0);
-        assert_eq!(meter.remaining(100), None);
+        assert_eq!(meter.rates(), (0.0, 0.0));
         for second in 1..=300 {
             meter.sample(begun + Duration::from_secs(second), second * 10, second * 1_000);
         }
-        assert_eq!(meter.remaining(600), Some(Duration::from_secs(60)));
+        assert_eq!(meter.rates(), (10.0, 1_000.0));
         for second in 301..=600 {
             meter.sample(begun + Duration::from_secs(second), 3_000 + (second - 300), 0);
         }
-        assert_eq!(meter.remaining(60), Some(Duration::from_secs(60)));
-        assert!(
-            line(&meter, 1_000, 900, 40, 60)
-                .starts_with("940 of 1,000 accounts, 40 parked, 1.0 accounts/s")
+        let counts = Counts { queued: 60, done: 900, parked: 40, ..Counts::default() };
+        assert_eq!(
+            line(&meter, &counts, Some(Duration::from_secs(60))),
+            "940 of 1,000 accounts, 40 parked, 1.0 accounts/s, 0 records/s, done in about 60 seconds"
         );
+        assert!(line(&meter, &counts, None).ends_with("no estimate yet"));
     }
 }

@@ -1,7 +1,7 @@
 //! Sampler: reads the gauges from what exists, when somebody asks for them. Between two questions it costs nothing.
 //!
 //! ```text
-//!  at once         accounts (as the scheduler last told), mailboxes, budgets, spools
+//!  at once         accounts and the time left (as the scheduler last told), mailboxes, budgets, spools
 //!  within 2 s      hosts (the scheduler is asked), parked by reason (state.db is read), the journal
 //!  once a minute   pending items of each queue, 1 s for all together
 //! ```
@@ -120,7 +120,8 @@ impl Sampler {
     }
 
     fn tell_at_once(&self) {
-        let counts = self.progress.borrow().counts;
+        let Progress { counts, estimate, .. } = *self.progress.borrow();
+        telemetry::remaining(estimate.remaining);
         let by_state = [counts.queued, counts.active, counts.retrying, counts.done, counts.parked];
         for (state, accounts) in telemetry::ACCOUNT_STATES.into_iter().zip(by_state) {
             telemetry::accounts(state, accounts);

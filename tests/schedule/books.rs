@@ -12,7 +12,7 @@ use skyfill::domain::ledger::{Account, Event, LedgerPolicy, Moment, State};
 use skyfill::seed::Chance;
 use skyfill::store::error::StoreError;
 use skyfill::store::ledger_lists::Counts;
-use skyfill::store::ledger_rows::{Applied, Place, Rows};
+use skyfill::store::ledger_rows::{Applied, Place, Rows, RunCounts};
 use skyfill::store::ledger_work::{Batch, Batched, HostRow, Leased};
 use skyfill::store::listing::Staged;
 
@@ -53,6 +53,7 @@ pub struct Memory {
     /// The account that was leased last, by host.
     turns: BTreeMap<i64, i64>,
     counts: Counts,
+    run: RunCounts,
 }
 
 impl Memory {
@@ -68,6 +69,7 @@ impl Memory {
             due: BTreeSet::new(),
             turns: BTreeMap::new(),
             counts: Counts::default(),
+            run: RunCounts::default(),
         };
         for (number, home) in homes.iter().enumerate() {
             let mut account = Account::default();
@@ -131,6 +133,8 @@ impl Memory {
         self.leave(id, before.state, old_host);
         self.enter(id, after.state, host);
         self.hosts[at] = host;
+        self.run.done += u64::from(before.state != State::Done && after.state == State::Done);
+        self.run.parked += u64::from(matches!(after.state, State::Parked(_)));
         Applied { id: AccountId(id), listed: true, effect, before, after, host_name }
     }
 
@@ -210,7 +214,7 @@ impl Books for Memory {
             }
         }
         done.next_due_ms = self.due.first().map(|(at, _)| *at);
-        done.counts = self.counts;
+        (done.counts, done.run) = (self.counts, self.run);
         done
     }
 

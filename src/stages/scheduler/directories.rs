@@ -9,6 +9,8 @@ use crate::net::pace::{HostPace, HostState, PaceLimits, Turn};
 use crate::seed::Chance;
 use crate::stages::messages::PermitNews;
 
+use super::estimate::Asked;
+
 /// Web hosts whose pace is remembered; beyond that the idle ones are forgotten, and if there are none, all that are not asked
 /// just now: thousands of strangers' hosts that are away must not take memory, nor a look at each for every account.
 const WEB_HOSTS_MAX: usize = 4_096;
@@ -19,6 +21,7 @@ const WEB_PAUSE: Duration = Duration::from_secs(1);
 /// Whom resolutions ask.
 pub struct Directories {
     web_limits: PaceLimits,
+    plc_limits: PaceLimits,
     plc: HostPace,
     /// When the PLC directory may be asked next, if it was refused a turn.
     plc_at: Option<Instant>,
@@ -30,12 +33,13 @@ impl Directories {
     #[must_use]
     pub fn new(plc_limits: PaceLimits, web_limits: PaceLimits, now: Instant) -> Self {
         let plc = HostPace::new(plc_limits, now);
-        Self { web_limits, plc, plc_at: None, web: HashMap::new() }
+        Self { web_limits, plc_limits, plc, plc_at: None, web: HashMap::new() }
     }
 
     /// New numbers.
     pub fn set_limits(&mut self, plc_limits: PaceLimits, web_limits: PaceLimits) {
         self.web_limits = web_limits;
+        self.plc_limits = plc_limits;
         self.plc.set_limits(plc_limits);
         self.web.values_mut().for_each(|pace| pace.set_limits(web_limits));
     }
@@ -106,6 +110,24 @@ impl Directories {
     #[must_use]
     pub fn plc_holds(&self, now: Instant) -> bool {
         self.plc.holds(now)
+    }
+
+    /// How the PLC directory does, as the estimate wants it.
+    #[must_use]
+    pub fn plc_look(&self, now: Instant) -> Asked {
+        let (pace, silence) = (&self.plc, self.plc.silence(now));
+        let left_of_patience = self.plc_limits.patience.saturating_sub(silence);
+        let is_away = pace.state(now) == HostState::Open;
+        Asked {
+            active: pace.active() as u64,
+            rate: pace.rate(),
+            rate_max: self.plc_limits.requests_per_second,
+            wait: pace
+                .resume_at(now)
+                .map_or(Duration::ZERO, |at| at.saturating_duration_since(now)),
+            away: is_away.then_some((silence, left_of_patience)),
+            ..Asked::default()
+        }
     }
 
     /// Whether the PLC directory refuses or is away.

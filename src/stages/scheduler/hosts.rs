@@ -20,13 +20,15 @@ use crate::seed::Chance;
 use crate::store::ledger_rows::{Applied, Place as AccountPlace};
 use crate::store::ledger_work::HostRow;
 
+pub use super::host_views::HostView;
+
 /// Ready accounts of one host that count as backlog against resolving more.
 const READY_COUNTED_PER_HOST_MAX: u64 = 100;
 
 /// All hosts with something ready or in work.
 pub struct Hosts {
-    limits: PaceLimits,
-    entries: HashMap<i64, Entry>,
+    pub(super) limits: PaceLimits,
+    pub(super) entries: HashMap<i64, Entry>,
     /// Eligible hosts by (ready, row).
     by_backlog: BTreeSet<(u64, i64)>,
     /// The same by (last turn, negated backlog, row).
@@ -38,19 +40,21 @@ pub struct Hosts {
     turns: u64,
 }
 
-struct Entry {
-    name: String,
-    pace: HostPace,
-    ready: u64,
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) pace: HostPace,
+    pub(super) ready: u64,
     /// Of these, picked and not yet leased.
     picked: u64,
     /// All that is still to be fetched there: ready, alone or not, being fetched, waiting for a retry.
-    left: u64,
+    pub(super) left: u64,
+    /// Accounts that ended there since the estimate last looked.
+    pub(super) ended: u64,
     last_turn: u64,
     place: Place,
     counted: u64,
     /// Ledger time of its last usable answer.
-    usable_ms: Option<i64>,
+    pub(super) usable_ms: Option<i64>,
     /// Silence of earlier processes.
     carried: Duration,
     /// Silence as the ledger has it.
@@ -63,21 +67,6 @@ enum Place {
     Eligible { ready: u64, last_turn: u64 },
     Waiting(Instant),
     Busy,
-}
-
-/// What a host looks like from outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostView {
-    /// Its name.
-    pub name: String,
-    /// Metric word of its state.
-    pub state: HostState,
-    /// Requests out.
-    pub active: u64,
-    /// Ready accounts.
-    pub queued: u64,
-    /// Until it goes on, if it waits.
-    pub resumes_in: Option<Duration>,
 }
 
 impl Hosts {
@@ -248,6 +237,7 @@ impl Hosts {
     pub fn sealed(&mut self, id: i64) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.left = entry.left.saturating_sub(1);
+            entry.ended += 1;
         }
     }
 
@@ -304,35 +294,6 @@ impl Hosts {
         });
     }
 
-    /// How many hosts work, wait, and are open.
-    #[must_use]
-    pub fn by_state(&self, now: Instant) -> [u64; 3] {
-        let mut counts = [0; 3];
-        for entry in self.entries.values() {
-            match entry.pace.state(now) {
-                HostState::Working => counts[0] += 1,
-                HostState::Waiting => counts[1] += 1,
-                HostState::Open => counts[2] += 1,
-            }
-        }
-        counts
-    }
-
-    /// Every host, largest backlog first.
-    #[must_use]
-    pub fn views(&self, now: Instant) -> Vec<HostView> {
-        let view = |entry: &Entry| HostView {
-            name: entry.name.clone(),
-            state: entry.pace.state(now),
-            active: entry.pace.active() as u64,
-            queued: entry.ready,
-            resumes_in: entry.pace.resume_at(now).map(|at| at.saturating_duration_since(now)),
-        };
-        let mut views: Vec<HostView> = self.entries.values().map(view).collect();
-        views.sort_by(|a, b| b.queued.cmp(&a.queued).then_with(|| a.name.cmp(&b.name)));
-        views
-    }
-
     fn entry(&mut self, id: i64, name: &str, now: Instant) -> &mut Entry {
         let limits = self.limits;
         self.entries.entry(id).or_insert_with(|| Entry {
@@ -341,6 +302,7 @@ impl Hosts {
             ready: 0,
             picked: 0,
             left: 0,
+            ended: 0,
             last_turn: 0,
             place: Place::Away,
             counted: 0,
@@ -361,6 +323,7 @@ impl Hosts {
         }
         if let Some(entry) = before.and_then(|id| self.entries.get_mut(&id)) {
             entry.left = entry.left.saturating_sub(1);
+            entry.ended += u64::from(applied.after.state.is_decided());
         }
         if let (Some(id), Some(name)) = (after, &applied.host_name) {
             self.entry(id, name, now).left += 1;
@@ -423,7 +386,7 @@ impl Hosts {
 }
 
 impl Entry {
-    fn silence(&self, now: Instant) -> Duration {
+    pub(super) fn silence(&self, now: Instant) -> Duration {
         self.carried + self.pace.silence(now)
     }
 }

@@ -10,8 +10,11 @@
 //! given back first: what lower stages still do for the old one is exported at most once, by its edition.
 
 pub mod directories;
+pub mod estimate;
 pub mod flights;
+mod host_views;
 pub mod hosts;
+pub mod outlook;
 pub mod plan;
 pub mod terms;
 
@@ -40,6 +43,7 @@ use crate::store::ledger_lists::Counts;
 use crate::store::ledger_rows::RunCounts;
 use crate::store::ledger_work::Batched;
 
+use self::estimate::Estimate;
 use self::hosts::HostView;
 use self::plan::Plan;
 use self::terms::{Dispatch, Now, PlanLimits, Room};
@@ -89,6 +93,8 @@ pub struct Observed {
     pub in_flight: usize,
     /// The directory refuses or is away.
     pub directory_waits: bool,
+    /// The host that the end waits for.
+    pub slowest_host: Option<String>,
 }
 
 /// What the stage is started with.
@@ -125,6 +131,8 @@ pub struct Progress {
     pub counts: Counts,
     /// What this process decided.
     pub run: RunCounts,
+    /// When everything will be decided; looked at once a second.
+    pub estimate: Estimate,
     /// Nothing is left to do.
     pub is_finished: bool,
 }
@@ -288,7 +296,8 @@ impl State {
     fn tell_progress(&self) {
         let (counts, run) = self.plan.counts();
         let is_finished = !self.is_writing && self.plan.is_finished();
-        let progress = Progress { counts, run, is_finished };
+        let estimate = self.plan.estimate();
+        let progress = Progress { counts, run, estimate, is_finished };
         self.arguments.progress.send_if_modified(|known| {
             let is_news =
                 known.counts != counts || known.run != run || known.is_finished != is_finished;
@@ -355,6 +364,7 @@ impl State {
             hosts: self.plan.host_views(now),
             in_flight: self.plan.in_flight(),
             directory_waits: self.plan.directory_waits(now),
+            slowest_host: self.plan.slowest_host(),
         }
     }
 }

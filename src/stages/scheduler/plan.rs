@@ -24,12 +24,14 @@ use crate::store::ledger_rows::{Applied, RunCounts};
 use crate::store::ledger_work::{Batch, Batched, HostRow, Leased};
 
 use super::directories::Directories;
+use super::estimate::Estimator;
 use super::flights::{Flight, Flights, Way};
-use super::hosts::{HostView, Hosts};
+use super::hosts::Hosts;
+use super::outlook::Seen;
 use super::terms::{Asked, Dispatch, MayHave, Now, PlanLimits, Room};
 
 /// Ready accounts, counted as `Hosts::counted` does, up to which resolving goes on (DESIGN section 2).
-const READY_MAX: u64 = 10_000;
+pub(super) const READY_MAX: u64 = 10_000;
 
 /// Resolutions of `did:web` at once: each goes to a stranger of its own.
 const WEB_AT_ONCE_MAX: usize = 16;
@@ -42,21 +44,23 @@ pub struct Plan {
     limits: PlanLimits,
     chance: Chance,
     pub(super) hosts: Hosts,
-    directories: Directories,
-    in_flight: Flights,
-    events: Vec<(AccountId, Event)>,
+    pub(super) directories: Directories,
+    pub(super) in_flight: Flights,
+    pub(super) events: Vec<(AccountId, Event)>,
     /// Hosts (`None`: the directory) whose patience is over, for the next batch.
     patience: Vec<(Option<i64>, Event)>,
-    silences: Vec<(i64, i64)>,
+    pub(super) silences: Vec<(i64, i64)>,
     /// What the batch under way asked for.
     asked: Asked,
-    may_have: MayHave,
-    counts: Counts,
-    run: RunCounts,
-    next_due_ms: Option<i64>,
+    pub(super) may_have: MayHave,
+    pub(super) counts: Counts,
+    pub(super) run: RunCounts,
+    pub(super) next_due_ms: Option<i64>,
     is_draining: bool,
-    wants_counts: bool,
+    pub(super) wants_counts: bool,
     wants_hosts: bool,
+    pub(super) estimator: Estimator,
+    pub(super) seen: Seen,
 }
 
 impl Plan {
@@ -82,6 +86,8 @@ impl Plan {
             is_draining: false,
             wants_counts: true,
             wants_hosts: false,
+            estimator: Estimator::default(),
+            seen: Seen::default(),
         }
     }
 
@@ -94,7 +100,10 @@ impl Plan {
             }
             Returned::Progress(_) => return,
             Returned::Finished(news) => match news {
-                News::Resolved(identity) => Some(Event::Resolved(identity)),
+                News::Resolved(identity) => {
+                    self.seen.found += 1;
+                    Some(Event::Resolved(identity))
+                }
                 News::Failed(failure) => {
                     let usable_ms = flight.host().and_then(|host| self.hosts.usable_ms(host));
                     Some(flight.failed(failure, usable_ms))
@@ -104,12 +113,14 @@ impl Plan {
                 News::Sealed => {
                     // The applier tells the ledger, and nobody tells us that it moved.
                     flight.host().into_iter().for_each(|host| self.hosts.sealed(host));
+                    self.seen.sealed += 1;
                     None
                 }
             },
             Returned::Lost { crashed } => Some(Event::Lost { crashed }),
         };
         self.in_flight.end(id);
+        self.seen.resolved += u64::from(flight.host().is_none());
         self.wants_counts = true;
         self.events.extend(event.map(|event| (id, event)));
     }
@@ -214,8 +225,12 @@ impl Plan {
 
     fn ask_for_fetches(&mut self, batch: &mut Batch, room: usize, now: Now) {
         let room = room.min(self.limits.batch_size.saturating_sub(self.in_flight.fetching()));
-        for _ in 0..room {
-            let Some((host, is_probe)) = self.hosts.pick(now.at) else { break };
+        self.seen.crowded.1 += 1;
+        let mut taken = 0;
+        while taken < room
+            && let Some((host, is_probe)) = self.hosts.pick(now.at)
+        {
+            taken += 1;
             if is_probe {
                 self.asked.probes.push(host);
             }
@@ -224,12 +239,14 @@ impl Plan {
                 None => self.asked.hosts.push((host, 1)),
             }
         }
+        self.seen.crowded.0 += u32::from(taken == room && self.hosts.has_eligible(now.at));
         batch.hosts.clone_from(&self.asked.hosts);
     }
 
     /// A batch has been written: what to send out.
     pub fn batched(&mut self, done: Batched, now: Now) -> Vec<Dispatch> {
         (self.counts, self.run, self.next_due_ms) = (done.counts, done.run, done.next_due_ms);
+        self.seen.done_before.get_or_insert(done.run.done);
         let asked = std::mem::take(&mut self.asked);
         let mut out = Vec::new();
         for _ in done.plc.len()..asked.plc {
@@ -405,45 +422,6 @@ impl Plan {
         // What is over already waits for a place or an answer, not for time, and must not hide what does.
         let times = [due, self.hosts.next_at(), directory];
         times.into_iter().flatten().filter(|at| *at > now.at).min()
-    }
-
-    /// Accounts in flight.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    /// Whether nothing is left to do, as far as the last batch knows.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.in_flight.is_empty()
-            && self.events.is_empty()
-            && !self.wants_counts
-            && self.counts.pending() == 0
-    }
-
-    /// Listed accounts by state, and what this process decided, as of the last batch.
-    #[must_use]
-    pub fn counts(&self) -> (Counts, RunCounts) {
-        (self.counts, self.run)
-    }
-
-    /// Every host in hand, largest backlog first.
-    #[must_use]
-    pub fn host_views(&self, now: Now) -> Vec<HostView> {
-        self.hosts.views(now.at)
-    }
-
-    /// Whether the PLC directory refuses or is away.
-    #[must_use]
-    pub fn directory_waits(&self, now: Now) -> bool {
-        self.directories.plc_waits(now.at)
-    }
-
-    /// Notes for the ledger how long hosts have been silent, and forgets what needs no memory any more.
-    pub fn tidy(&mut self, now: Now) {
-        self.silences.extend(self.hosts.unsaved_silences(now.at));
-        self.hosts.drop_idle(now.at);
     }
 }
 

@@ -1,0 +1,118 @@
+//! Outlook: what the plan tells those outside, and what it looks after once a second. Nothing here decides what is worked on.
+
+use std::time::Duration;
+
+use crate::store::ledger_lists::Counts;
+use crate::store::ledger_rows::RunCounts;
+
+use super::estimate::{Bound, Estimate, Look};
+use super::hosts::HostView;
+use super::plan::{Plan, READY_MAX};
+use super::terms::Now;
+
+/// What the plan has counted for the estimate, since it was made.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Resolutions that ended.
+    pub resolved: u64,
+    /// The same at the last look.
+    pub resolved_before: u64,
+    /// Those of them that gave a host.
+    pub found: u64,
+    /// Accounts sealed: the ledger hears of them later.
+    pub sealed: u64,
+    /// Accounts that this process had exported before, as the first batch told.
+    pub done_before: Option<u64>,
+    /// Since the last look: how often there was no room for what hosts would give, and how often it was asked.
+    pub crowded: (u32, u32),
+}
+
+impl Plan {
+    /// Accounts in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether nothing is left to do, as far as the last batch knows.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.in_flight.is_empty()
+            && self.events.is_empty()
+            && !self.wants_counts
+            && self.counts.pending() == 0
+    }
+
+    /// Listed accounts by state, and what this process decided, as of the last batch.
+    #[must_use]
+    pub fn counts(&self) -> (Counts, RunCounts) {
+        (self.counts, self.run)
+    }
+
+    /// Every host in hand, largest backlog first.
+    #[must_use]
+    pub fn host_views(&self, now: Now) -> Vec<HostView> {
+        self.hosts.views(now.at)
+    }
+
+    /// Whether the PLC directory refuses or is away.
+    #[must_use]
+    pub fn directory_waits(&self, now: Now) -> bool {
+        self.directories.plc_waits(now.at)
+    }
+
+    /// When everything will be decided, as of the last [`Plan::tidy`].
+    #[must_use]
+    pub fn estimate(&self) -> Estimate {
+        self.estimator.estimate()
+    }
+
+    /// The host that the end waits for.
+    #[must_use]
+    pub fn slowest_host(&self) -> Option<String> {
+        match self.estimate().bound {
+            Bound::Host(id) => self.hosts.name(id).map(str::to_owned),
+            _ => None,
+        }
+    }
+
+    /// Once a second: notes for the ledger how long hosts have been silent, forgets what needs no memory any more, and looks
+    /// how far everything is.
+    pub fn tidy(&mut self, now: Now) {
+        let look = self.look(now);
+        self.estimator.look(&look, now.at);
+        (self.seen.crowded, self.seen.resolved_before) = ((0, 0), self.seen.resolved);
+        self.silences.extend(self.hosts.unsaved_silences(now.at));
+        self.hosts.drop_idle(now.at);
+    }
+
+    fn look(&mut self, now: Now) -> Look {
+        let hosts = self.hosts.looks(now.at);
+        let done_here = self.run.done.saturating_sub(self.seen.done_before.unwrap_or(0));
+        let pending =
+            self.counts.pending().saturating_sub(self.seen.sealed.saturating_sub(done_here));
+        let at_hosts: u64 = hosts.iter().map(|host| host.left).sum();
+        let unresolved = pending.saturating_sub(at_hosts);
+        let mut directory = self.directories.plc_look(now.at);
+        directory.ended = self.seen.resolved - self.seen.resolved_before;
+        directory.is_busy = unresolved > 0
+            && (self.may_have.plc || self.may_have.web)
+            && self.hosts.counted() < READY_MAX;
+        let due_ms = self.next_due_ms.filter(|_| self.counts.retrying > 0);
+        let due_in = due_ms.map(|due_ms| {
+            Duration::from_millis(due_ms.saturating_sub(now.wall_ms).max(0).cast_unsigned())
+        });
+        let (crowded, asked) = self.seen.crowded;
+        Look {
+            pending,
+            unresolved,
+            resolved: self.seen.resolved,
+            found: self.seen.found,
+            directory,
+            hosts,
+            decided: self.seen.sealed + self.run.parked,
+            is_crowded: crowded * 2 > asked,
+            due_in,
+        }
+    }
+}

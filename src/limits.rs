@@ -55,3 +55,12 @@ pub const WALK_SILENT_SECONDS: u64 = 120;
 
 /// Records between two looks at the cancel flag while a repository is walked.
 pub const CANCEL_CHECK_RECORDS: u64 = 1_024;
+
+/// Seconds that a host may be waited for before its transfer can be called slow: short stalls are normal (PROTOCOL section 4).
+pub const DRIP_AGE_SECONDS: u64 = 60;
+
+/// A slow transfer came at less than the median speed divided by this.
+pub const DRIP_SPEED_SHARE: f64 = 10.0;
+
+/// Slow transfers hold at most the places divided by this: the hosts of one party leave three quarters to the others.
+pub const DRIP_PLACES_SHARE: usize = 4;

@@ -21,6 +21,8 @@
 mod books;
 #[path = "schedule/estimates.rs"]
 mod estimates;
+#[path = "schedule/fairness.rs"]
+mod fairness;
 #[path = "schedule/simulation.rs"]
 mod simulation;
 

@@ -187,6 +187,22 @@ impl Client {
     /// # Errors
     /// Any [`NetError`] but those of the body. An HTTP status is no error.
     pub async fn get(&self, url: &Url, request: &Request) -> Result<Response, NetError> {
+        self.get_by_turns(url, request, |_| std::future::ready(Ok(()))).await
+    }
+
+    /// The same; before a redirect to another host is followed, `turn` takes a turn there, or says for how long there is none.
+    ///
+    /// # Errors
+    /// As [`Client::get`], and [`NetError::NotYet`].
+    pub async fn get_by_turns<F>(
+        &self,
+        url: &Url,
+        request: &Request,
+        turn: impl Fn(String) -> F,
+    ) -> Result<Response, NetError>
+    where
+        F: Future<Output = Result<(), Duration>>,
+    {
         let inner = &*self.0;
         let asks_gzip = request.is_transfer && inner.asks_gzip(url);
         let limits = inner.limits(request);
@@ -211,6 +227,11 @@ impl Client {
                 let patience = Patience::new(limits, spent);
                 return Ok(Response::new(answer, url, inner.clock.clone(), patience, report));
             };
+            // What the guard forbids takes nobody's turn.
+            inner.way(&next, Trust::Stranger)?;
+            if host_name(&next) != host_name(&url) {
+                turn(host_name(&next)).await.map_err(NetError::NotYet)?;
+            }
             (url, trust) = (next, Trust::Stranger);
         }
         Err(NetError::TooManyRedirects)

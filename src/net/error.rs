@@ -11,6 +11,7 @@
 
 use std::error::Error;
 use std::fmt::Display;
+use std::time::Duration;
 
 use crate::domain::did::cleaned;
 use crate::domain::verdict::{Cause, Failure, HostSignal, LastError, RateWindow, Reason};
@@ -54,6 +55,9 @@ pub enum NetError {
     /// The body is compressed in a way that was not agreed on, damaged, or a bomb.
     #[error("{0}")]
     Encoding(String),
+    /// A redirect leads to a host that may not be asked for so long.
+    #[error("redirected to a host that may not be asked for {} s", .0.as_secs())]
+    NotYet(Duration),
     /// More redirects than are followed.
     #[error("the answer is one more redirect after five")]
     TooManyRedirects,
@@ -81,7 +85,7 @@ impl NetError {
     #[must_use]
     pub fn host_signal(&self) -> HostSignal {
         match self {
-            Self::Forbidden(_) => HostSignal::NotAsked,
+            Self::Forbidden(_) | Self::NotYet(_) => HostSignal::NotAsked,
             _ if self.is_host_fault() => {
                 HostSignal::Fault(self.last_error().unwrap_or(LastError::Connect))
             }
@@ -93,7 +97,9 @@ impl NetError {
     #[must_use]
     pub fn last_error(&self) -> Option<LastError> {
         match self {
-            Self::Forbidden(_) | Self::TooLarge(_) | Self::TooManyRedirects => None,
+            Self::Forbidden(_) | Self::TooLarge(_) | Self::TooManyRedirects | Self::NotYet(_) => {
+                None
+            }
             Self::Dns(_) => Some(LastError::Dns),
             Self::Connect(_) | Self::NoAnswer(_) => Some(LastError::Connect),
             Self::Tls(_) => Some(LastError::Tls),

@@ -15,6 +15,7 @@ pub mod body;
 pub mod client;
 pub mod connect;
 pub mod dns;
+pub mod drips;
 pub mod encoding;
 pub mod error;
 pub mod guard;

@@ -11,6 +11,7 @@ use crate::actor::supervisor::Child;
 use crate::actor::threads::Threads;
 use crate::config::settings::Settings;
 use crate::net::client::Client;
+use crate::net::drips::Transfers;
 use crate::net::error::NetError;
 use crate::pipeline::disk::Disk;
 use crate::pipeline::{Budgets, Mailboxes, Surrounding, plan_limits};
@@ -82,6 +83,7 @@ impl Parts<'_> {
 
     /// The fetcher.
     pub fn fetcher(&self, client: Client) -> Child {
+        let places = self.mailboxes.fetcher.capacity().min(self.settings.limits.batch_size);
         let tools = Arc::new(fetcher::Tools {
             client,
             spools: self.spools.clone(),
@@ -89,6 +91,7 @@ impl Parts<'_> {
             repo_bytes_max: self.settings.limits.repo_bytes,
             parser: self.mailboxes.parser.clone(),
             health: self.health.clone(),
+            transfers: Transfers::new(places),
             clock: self.surrounding.clock.clone(),
             probe: self.surrounding.probe.clone(),
         });

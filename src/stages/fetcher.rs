@@ -8,6 +8,7 @@
 //! The permit goes back when the transfer ends; what the host said is told as soon as its first byte is there, so that a
 //! circuit closes at once. A full disk is waited out with the socket left unread: the host sees backpressure, nobody is blamed.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,11 +23,14 @@ use crate::limits::ERROR_BODY_BYTES_MAX;
 use crate::net::answer;
 use crate::net::body::read_start;
 use crate::net::client::{Client, Request, Trust};
+use crate::net::drips::Transfers;
 use crate::net::error::NetError;
 use crate::net::response::Response;
 use crate::repo::car::{Framed, Framer};
 use crate::repo::error::RepoError;
-use crate::stages::messages::{FetchJob, FetchedCar, News, Permit, Point, Probe, Subject, Ticket};
+use crate::stages::messages::{
+    FetchJob, FetchedCar, Lane, News, Permit, Point, Probe, Subject, Ticket,
+};
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
 use crate::store::health::Health;
@@ -67,7 +71,9 @@ pub struct Tools {
     pub parser: Mailbox<FetchedCar>,
     /// Trouble with the disk.
     pub health: Health,
-    /// Wall time, for the dates in headers.
+    /// Transfers in hand, to find those that drip.
+    pub transfers: Transfers,
+    /// Time.
     pub clock: Clock,
     /// Sees what passes.
     pub probe: Probe,
@@ -183,17 +189,19 @@ async fn transfer(
 ) -> Result<(SpooledCar, Framed), News> {
     let request =
         Request { trust: Trust::Stranger, accept: "application/vnd.ipld.car", is_transfer: true };
-    let response = tools.client.get(url, &request).await.map_err(|error| told(permit, &error))?;
+    let lane = Lane::new(permit);
+    let asked = tools.client.get_by_turns(url, &request, |host| lane.lead_to(host)).await;
+    let response = asked.map_err(|error| told(&lane, &error))?;
     let (status, headers) = (response.status(), response.headers().clone());
     if !answer::is_car(status, &headers) {
         let start = read_start(response, ERROR_BODY_BYTES_MAX).await;
         let now_ms = tools.clock.wall_ms();
         let (failure, signal) = answer::repo_outcome(status, &headers, &start, now_ms);
-        permit.said(signal);
+        lane.said(signal);
         return Err(News::Failed(failure));
     }
     let window = answer::rate_window(&headers, tools.clock.wall_ms());
-    permit.said(HostSignal::Usable(window));
+    lane.said(HostSignal::Usable(window));
     receive(tools, ticket, response).await
 }
 
@@ -202,12 +210,14 @@ async fn ask_for_life(tools: &Tools, endpoint: &Url, permit: &Permit) -> Result<
     let url = xrpc(endpoint, "com.atproto.server.describeServer");
     let request =
         Request { trust: Trust::Stranger, accept: "application/json", is_transfer: false };
-    let response = tools.client.get(&url, &request).await.map_err(|error| told(permit, &error))?;
+    let lane = Lane::new(permit);
+    let asked = tools.client.get_by_turns(&url, &request, |host| lane.lead_to(host)).await;
+    let response = asked.map_err(|error| told(&lane, &error))?;
     let (status, headers) = (response.status(), response.headers().clone());
     let start = read_start(response, ERROR_BODY_BYTES_MAX).await;
     let now_ms = tools.clock.wall_ms();
     let signal = answer::signal(status, &headers, &start, now_ms);
-    permit.said(signal);
+    lane.said(signal);
     if let HostSignal::Usable(_) = signal {
         return Ok(());
     }
@@ -223,8 +233,11 @@ fn xrpc(endpoint: &Url, method: &str) -> Url {
 }
 
 /// Tells the host's side of a failed request, and gives the account's.
-fn told(permit: &Permit, error: &NetError) -> News {
-    permit.said(error.host_signal());
+fn told(lane: &Lane<'_>, error: &NetError) -> News {
+    if let NetError::NotYet(wait) = error {
+        return News::NotBefore(*wait);
+    }
+    lane.said(error.host_signal());
     News::Failed(error.failure())
 }
 
@@ -237,8 +250,16 @@ async fn receive(
     let mut framer = Framer::new(tools.repo_bytes_max);
     let mut spool = tools.spools.open();
     let (mut has_begun, mut has_paused) = (false, false);
+    let transfer = tools.transfers.begin(tools.clock.now());
+    let mut given_up = pin!(transfer.is_given_up(&tools.clock));
     loop {
-        let chunk = match response.chunk().await {
+        transfer.waits(tools.clock.now());
+        let chunk = tokio::select! {
+            biased;
+            chunk = response.chunk() => chunk,
+            () = &mut given_up => return Err(News::Dripped),
+        };
+        let chunk = match chunk {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
             // While the disk was full nobody read: a host that did not wait for that is not to blame.
@@ -249,6 +270,7 @@ async fn receive(
             ticket.tell(News::BodyBegun);
             has_begun = true;
         }
+        transfer.received(chunk.len() as u64, tools.clock.now());
         framer.push(&chunk).map_err(of_repo)?;
         if !spool.has_memory_beside(framer.heads_bytes()) {
             framer.forget_heads();
@@ -262,6 +284,7 @@ async fn receive(
         return Err(News::Failed(failure));
     }
     let framed = framer.finish().map_err(of_repo)?;
+    transfer.ended(tools.clock.now());
     Ok((spool.freeze(), framed))
 }
 

@@ -7,14 +7,17 @@
 //! Every message about a DID carries its ticket, or belongs to an export whose last chunk carries it; a host's permit travels
 //! with the job that may ask that host, and comes back when it is dropped.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::actor::ticket;
 use crate::domain::account::Revision;
 use crate::domain::did::Did;
 use crate::domain::identity::Identity;
-use crate::domain::verdict::{Failure, HostSignal};
+use crate::domain::verdict::{Failure, HostSignal, RateWindow};
 use crate::repo::car::Framed;
 use crate::store::budget::Reservation;
 use crate::store::items::Item;
@@ -64,6 +67,10 @@ pub enum News {
     TooLargeForNow,
     /// Somebody else's trouble: it goes back uncharged.
     GivenBack,
+    /// It was led to a host that may not be asked for so long: it goes back uncharged.
+    NotBefore(Duration),
+    /// Its transfer was one of too many slow ones: it goes back uncharged, and comes later each time.
+    Dripped,
     /// Its revision lies in a sealed segment.
     Sealed,
 }
@@ -94,17 +101,56 @@ pub enum PermitNews {
 /// Where permits tell it: called from anywhere, never waits.
 pub type PermitDesk = Arc<dyn Fn(&Paced, PermitNews) + Send + Sync>;
 
+/// Answers whether a host may be asked now, or for how long not.
+pub type TurnReply = oneshot::Sender<Result<Permit, Duration>>;
+
+/// Where a turn at another host is asked for: called from anywhere, never waits.
+pub type TurnDesk = Arc<dyn Fn(String, TurnReply) + Send + Sync>;
+
+/// A turn that comes within this time is waited for; for a later one the account goes back.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Others may take the turn that was waited for; so often it is asked for again.
+const TURNS_ASKED_MAX: usize = 5;
+
 /// The right to send one request to a host, with its pace already waited for.
 pub struct Permit {
     paced: Paced,
     desk: PermitDesk,
+    turns: Option<TurnDesk>,
 }
 
 impl Permit {
     /// A permit of `paced` that comes back to `desk`.
     #[must_use]
     pub fn new(paced: Paced, desk: PermitDesk) -> Self {
-        Self { paced, desk }
+        Self { paced, desk, turns: None }
+    }
+
+    /// The same, which can get a turn at another host.
+    #[must_use]
+    pub fn with_turns(mut self, turns: TurnDesk) -> Self {
+        self.turns = Some(turns);
+        self
+    }
+
+    /// A turn at the host that a redirect leads to; nothing where nobody gives turns.
+    ///
+    /// # Errors
+    /// How long that host may not be asked.
+    async fn turn_at(&self, host: &str) -> Result<Option<Self>, Duration> {
+        let Some(turns) = &self.turns else { return Ok(None) };
+        for _ in 0..TURNS_ASKED_MAX {
+            let (reply, answer) = oneshot::channel();
+            turns(host.to_owned(), reply);
+            match answer.await {
+                Ok(Ok(permit)) => return Ok(Some(permit)),
+                Ok(Err(wait)) if wait <= TURN_WAIT_MAX => tokio::time::sleep(wait).await,
+                Ok(Err(wait)) => return Err(wait),
+                Err(_gone) => break,
+            }
+        }
+        Err(TURN_WAIT_MAX)
     }
 
     /// Tells what the host said.
@@ -116,6 +162,40 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         (self.desk)(&self.paced, PermitNews::Returned);
+    }
+}
+
+/// The permits of one request: of the host that was asked, and of the one that its redirects have led to. What is said goes to
+/// whoever was asked last.
+pub struct Lane<'p> {
+    own: &'p Permit,
+    elsewhere: Mutex<Option<Permit>>,
+}
+
+impl<'p> Lane<'p> {
+    /// A request that begins with `own`.
+    #[must_use]
+    pub fn new(own: &'p Permit) -> Self {
+        Self { own, elsewhere: Mutex::new(None) }
+    }
+
+    /// Tells what the host said that was asked last.
+    pub fn said(&self, signal: HostSignal) {
+        let elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        elsewhere.as_ref().unwrap_or(self.own).said(signal);
+    }
+
+    /// The host that was asked last redirects to `host`: takes a turn there.
+    ///
+    /// # Errors
+    /// How long that host may not be asked.
+    pub async fn lead_to(&self, host: String) -> Result<(), Duration> {
+        self.said(HostSignal::Usable(RateWindow::default()));
+        let permit = self.own.turn_at(&host).await?;
+        if permit.is_some() {
+            *self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+        }
+        Ok(())
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! It does what the actor does: one batch with the ledger at a time, a pump after everything that happens, one timer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use skyfill::actor::ticket::Returned;
 use skyfill::clock::Instant;
 use skyfill::domain::account::AccountId;
 use skyfill::domain::verdict::{Cause, Failure, HostSignal, LastError, RateWindow};
+use skyfill::net::drips::{Transfer, Transfers};
 use skyfill::net::pace::PaceLimits;
 use skyfill::seed::Chance;
 use skyfill::stages::messages::{News, Paced, PermitNews};
@@ -30,6 +31,9 @@ const DIRECTORY: Duration = Duration::from_millis(100);
 /// Places in the resolver's mailbox.
 const RESOLVER: usize = 64;
 
+/// Bytes of every repository.
+const BYTES: u64 = 1_000_000;
+
 /// What a host does with one request.
 #[derive(Clone, Debug)]
 pub struct Reply {
@@ -40,6 +44,8 @@ pub struct Reply {
     pub takes: Duration,
     /// What it means for the account; `None`: its repository is good.
     pub failure: Option<(Cause, LastError)>,
+    /// It redirects to this host, which then does what it does.
+    pub leads_to: Option<usize>,
 }
 
 impl Reply {
@@ -52,19 +58,25 @@ impl Reply {
     pub fn slow(takes: Duration) -> Self {
         let said_after = (takes / 3).min(Duration::from_millis(100));
         let signal = HostSignal::Usable(RateWindow::default());
-        Self { signal, said_after, takes, failure: None }
+        Self { signal, said_after, takes, failure: None, leads_to: None }
     }
 
     pub fn fault(after: Duration) -> Self {
         let (signal, failure) = (HostSignal::Fault(LastError::Http5xx), Cause::HostFault);
         let failure = Some((failure, LastError::Http5xx));
-        Self { signal, said_after: after, takes: after, failure }
+        Self { signal, said_after: after, takes: after, failure, leads_to: None }
+    }
+
+    /// A redirect to host `host` after 50 ms.
+    pub fn elsewhere(host: usize) -> Self {
+        Self { leads_to: Some(host), ..Self::slow(Duration::from_millis(50)) }
     }
 
     pub fn refused(wait: Option<Duration>) -> Self {
         let failure = Some((Cause::RateLimited, LastError::RateLimited));
         let after = Duration::from_millis(50);
-        Self { signal: HostSignal::Refused(wait), said_after: after, takes: after, failure }
+        let signal = HostSignal::Refused(wait);
+        Self { signal, said_after: after, takes: after, failure, leads_to: None }
     }
 }
 
@@ -75,9 +87,22 @@ enum Happening {
     Said(Paced, HostSignal),
     /// An account, whose permit comes back, what became of it, and its host's number if it was fetched.
     Back(AccountId, Paced, News, Option<usize>),
+    /// An account was led to a host, so many times not at once.
+    Led(AccountId, Paced, usize, usize),
     Written(Box<Batched>),
     Wake,
     Housekeeping,
+}
+
+/// A transfer that is out.
+struct Out {
+    transfer: Transfer,
+    end: (Duration, u64),
+    began: Duration,
+    takes: Duration,
+    told: u64,
+    paced: Paced,
+    host: usize,
 }
 
 /// See the header.
@@ -108,6 +133,12 @@ pub struct Simulation<B> {
     open: Vec<usize>,
     /// Most requests that were out at once, at each host.
     pub open_max: Vec<usize>,
+    /// Permits of hosts that accounts were led to: until when, whose.
+    led_out: Vec<(Duration, Paced, usize)>,
+    transfers: Transfers,
+    out: HashMap<AccountId, Out>,
+    /// How often a transfer gave its place back.
+    pub dripped: u64,
     /// When the last repository of each host was done, and how many were.
     pub done: Vec<(Duration, u64)>,
 }
@@ -147,6 +178,10 @@ impl<B: Books> Simulation<B> {
             servers_asked: 0,
             open: vec![0; hosts],
             open_max: vec![0; hosts],
+            transfers: Transfers::new(256.min(limits.batch_size)),
+            out: HashMap::new(),
+            led_out: Vec::new(),
+            dripped: 0,
             done: vec![(Duration::ZERO, 0); hosts],
         };
         simulation.at(Duration::ZERO, Happening::Wake);
@@ -160,9 +195,11 @@ impl<B: Books> Simulation<B> {
         Now { at: self.begun + self.now, wall_ms }
     }
 
-    fn at(&mut self, after: Duration, happening: Happening) {
+    fn at(&mut self, after: Duration, happening: Happening) -> (Duration, u64) {
         self.number += 1;
-        self.agenda.insert((self.now + after, self.number), happening);
+        let key = (self.now + after, self.number);
+        self.agenda.insert(key, happening);
+        key
     }
 
     /// Goes on until `is_enough`, or until nothing is left to do; fails if that takes longer than `patience`.
@@ -171,6 +208,7 @@ impl<B: Books> Simulation<B> {
             let ((at, _), happening) = self.agenda.pop_first().expect("housekeeping never ends");
             assert!(at <= patience, "still at it after {at:?}: {:?}", self.plan.counts());
             self.now = at.max(self.now);
+            self.return_led();
             self.happen(happening);
             self.pump();
         }
@@ -188,6 +226,12 @@ impl<B: Books> Simulation<B> {
             }
             Happening::Back(id, paced, news, host) => {
                 self.plan.permit(&paced, PermitNews::Returned, time);
+                if let Some(out) = self.out.remove(&id)
+                    && news == News::Sealed
+                {
+                    out.transfer.received(BYTES - out.told, time.at);
+                    out.transfer.ended(time.at);
+                }
                 match host {
                     Some(host) => {
                         self.fetching -= 1;
@@ -199,7 +243,7 @@ impl<B: Books> Simulation<B> {
                     }
                     None => self.resolving -= 1,
                 }
-                self.plan.returned(id, Returned::Finished(news));
+                self.plan.returned(id, Returned::Finished(news), time);
             }
             Happening::Written(done) => {
                 self.is_writing = false;
@@ -208,14 +252,79 @@ impl<B: Books> Simulation<B> {
                 }
             }
             Happening::Wake => self.timer = self.timer.filter(|at| *at > self.now),
+            Happening::Led(id, paced, host, tries) => self.led(id, paced, host, tries),
             Happening::Housekeeping => {
+                self.look_for_drips();
                 self.plan.tidy(time);
                 self.at(Duration::from_secs(1), Happening::Housekeeping);
             }
         }
     }
 
+    /// An account asks for a turn at the host that it was led to, as the fetcher does: five times at most, then it goes back.
+    fn led(&mut self, id: AccountId, own: Paced, victim: usize, tries: usize) {
+        let (time, home) = (self.time(), number_of_row(&own));
+        let turn = self.plan.turn_elsewhere(&identity(victim).host, time);
+        match turn {
+            Ok(paced) => {
+                self.asked[victim].push(self.now);
+                self.open[victim] += 1;
+                self.open_max[victim] = self.open_max[victim].max(self.open[victim]);
+                let reply = (self.behaviour)(victim, self.now, id);
+                self.at(reply.said_after, Happening::Said(paced.clone(), reply.signal));
+                let news = match reply.failure {
+                    Some((cause, error)) => News::Failed(Failure::new(cause, Some(error), "told")),
+                    None => News::Sealed,
+                };
+                self.led_out.push((self.now + reply.takes, paced, victim));
+                self.at(reply.takes, Happening::Back(id, own, news, Some(home)));
+            }
+            Err(wait) if wait <= Duration::from_secs(1) && tries < 4 => {
+                self.at(wait, Happening::Led(id, own, victim, tries + 1));
+            }
+            Err(wait) => {
+                let news = News::NotBefore(wait.max(Duration::from_secs(1)));
+                self.at(Duration::ZERO, Happening::Back(id, own, news, Some(home)));
+            }
+        }
+    }
+
+    /// The permits of hosts that accounts were led to come back.
+    fn return_led(&mut self) {
+        let (now, time) = (self.now, self.time());
+        let (over, out) =
+            std::mem::take(&mut self.led_out).into_iter().partition(|(at, ..)| *at <= now);
+        self.led_out = out;
+        let over: Vec<(Duration, Paced, usize)> = over;
+        for (_, paced, victim) in over {
+            self.open[victim] -= 1;
+            self.plan.permit(&paced, PermitNews::Returned, time);
+        }
+    }
+
+    fn look_for_drips(&mut self) {
+        let time = self.time();
+        for out in self.out.values_mut() {
+            let share = (self.now - out.began).as_secs_f64() / out.takes.as_secs_f64();
+            let told = (share.min(1.0) * BYTES as f64) as u64;
+            out.transfer.received(told - out.told, time.at);
+            out.told = told;
+        }
+        let mut ids: Vec<AccountId> = self.out.keys().copied().collect();
+        ids.sort();
+        for id in ids {
+            let Some(out) = self.out.get(&id).filter(|out| out.transfer.yields(time.at)) else {
+                continue;
+            };
+            self.agenda.remove(&out.end);
+            let (paced, host) = (out.paced.clone(), out.host);
+            self.dripped += 1;
+            self.at(Duration::ZERO, Happening::Back(id, paced, News::Dripped, Some(host)));
+        }
+    }
+
     fn send(&mut self, dispatch: Dispatch) {
+        let time = self.time();
         match dispatch {
             Dispatch::Resolve { id, paced, .. } => {
                 self.resolving += 1;
@@ -243,13 +352,27 @@ impl<B: Books> Simulation<B> {
                     self.asked[host].push(self.now + waited);
                 }
                 let reply = reply.unwrap_or_else(|| (self.behaviour)(host, self.now, id));
+                if let Some(victim) = reply.leads_to {
+                    let own = Paced::Host(row);
+                    self.at(reply.said_after, Happening::Said(own.clone(), reply.signal));
+                    self.at(reply.takes, Happening::Led(id, own, victim, 0));
+                    return;
+                }
                 let news = match reply.failure {
                     Some((cause, error)) => News::Failed(Failure::new(cause, Some(error), "told")),
                     None => News::Sealed,
                 };
                 self.at(waited + reply.said_after, Happening::Said(Paced::Host(row), reply.signal));
-                let back = Happening::Back(id, Paced::Host(row), news, Some(host));
-                self.at(waited + reply.takes, back);
+                let paced = Paced::Host(row);
+                let is_good = news == News::Sealed;
+                let back = Happening::Back(id, paced.clone(), news, Some(host));
+                let end = self.at(waited + reply.takes, back);
+                if is_good {
+                    let transfer = self.transfers.begin(time.at);
+                    let (began, takes) = (self.now, waited + reply.takes);
+                    let out = Out { transfer, end, began, takes, told: 0, paced, host };
+                    self.out.insert(id, out);
+                }
             }
         }
     }
@@ -272,6 +395,12 @@ impl<B: Books> Simulation<B> {
             self.at(at - self.now, Happening::Wake);
         }
     }
+}
+
+/// Number of the host whose permit this is.
+fn number_of_row(paced: &Paced) -> usize {
+    let Paced::Host(row) = paced else { panic!("{paced:?} is no host") };
+    usize::try_from(*row - 1).unwrap()
 }
 
 /// The largest number of `times` within any span of `span`.

@@ -4,10 +4,23 @@
 //! so that its own bad answer ends it too. It may be the last one there, with nobody left to end it later.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
+use crate::clock::Instant;
 use crate::domain::account::AccountId;
-use crate::domain::ledger::Event;
-use crate::domain::verdict::{Cause, Failure, Reason};
+use crate::domain::ledger::{Event, millis};
+use crate::domain::verdict::{Cause, Failure, LastError, Reason};
+
+use super::terms::Now;
+
+/// First delay of an account whose transfer dripped; it doubles.
+const DRIP_DELAY: Duration = Duration::from_secs(60);
+
+/// Longest one.
+const DRIP_DELAY_MAX: Duration = Duration::from_secs(3_600);
+
+/// Such accounts that are remembered, some megabytes; beyond that their delays begin anew.
+const DRIPS_MAX: usize = 65_536;
 
 /// Who is asked for an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,52 +70,78 @@ impl Flight {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub struct Flights(HashMap<AccountId, Flight>);
+pub struct Flights {
+    out: HashMap<AccountId, Flight>,
+    /// Accounts whose transfers gave their places back: how often, and when first.
+    drips: HashMap<AccountId, (u32, Instant)>,
+}
 
 impl Flights {
     /// An account goes out.
     pub fn begin(&mut self, id: AccountId, flight: Flight) {
-        self.0.insert(id, flight);
+        self.out.insert(id, flight);
     }
 
     /// Where an account is, if it is out.
     #[must_use]
     pub fn get(&self, id: AccountId) -> Option<Flight> {
-        self.0.get(&id).copied()
+        self.out.get(&id).copied()
+    }
+
+    /// A transfer gave its place back: its account comes again later each time, until patience with its host is over.
+    pub fn dripped(&mut self, id: AccountId, now: Now, patience: Duration) -> Event {
+        if self.drips.len() >= DRIPS_MAX {
+            self.drips.clear();
+        }
+        let (times, first) = self.drips.entry(id).or_insert((0, now.at));
+        if now.at.saturating_duration_since(*first) >= patience {
+            let (reason, last_error) = (Reason::HostUnavailable, Some(LastError::TooSlow));
+            let detail = "too slow, each time it was asked for".to_owned();
+            self.drips.remove(&id);
+            return Event::PatienceEnded { reason, last_error, detail };
+        }
+        let wait = DRIP_DELAY.saturating_mul(1 << (*times).min(8)).min(DRIP_DELAY_MAX);
+        *times += 1;
+        Event::NotBefore(now.wall_ms.saturating_add(millis(wait)))
+    }
+
+    /// A transfer ended well.
+    pub fn was_good(&mut self, id: AccountId) {
+        self.drips.remove(&id);
     }
 
     /// An account is back.
     pub fn end(&mut self, id: AccountId) {
-        self.0.remove(&id);
+        self.out.remove(&id);
     }
 
     /// How many are out.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.out.len()
     }
 
     /// Whether none is out.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.out.is_empty()
     }
 
     /// How many are being fetched.
     #[must_use]
     pub fn fetching(&self) -> usize {
-        self.0.values().filter(|flight| flight.host().is_some()).count()
+        self.out.values().filter(|flight| flight.host().is_some()).count()
     }
 
     /// Whether one is out that runs alone.
     #[must_use]
     pub fn has_lone(&self) -> bool {
-        self.0.values().any(|flight| flight.runs_alone)
+        self.out.values().any(|flight| flight.runs_alone)
     }
 
     /// Patience with `way` is over.
     pub fn patience_ended(&mut self, way: Way) {
-        let there = self.0.values_mut().filter(|flight| flight.way == way);
+        let there = self.out.values_mut().filter(|flight| flight.way == way);
         there.for_each(|flight| flight.patience_over = true);
     }
 }
@@ -110,7 +149,6 @@ impl Flights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::verdict::LastError;
 
     #[test]
     fn patience_that_ended_meanwhile_ends_those_with_no_better_answer() {

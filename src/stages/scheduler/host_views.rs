@@ -79,6 +79,12 @@ impl Hosts {
         self.entries.iter_mut().filter(is_seen).map(look).collect()
     }
 
+    /// Row of a host in hand.
+    #[must_use]
+    pub fn id_of(&self, name: &str) -> Option<i64> {
+        self.entries.iter().find(|(_, entry)| entry.name == name).map(|(id, _)| *id)
+    }
+
     /// Name of a host in hand.
     #[must_use]
     pub fn name(&self, id: i64) -> Option<&str> {

@@ -25,6 +25,12 @@ pub use super::host_views::HostView;
 /// Ready accounts of one host that count as backlog against resolving more.
 const READY_COUNTED_PER_HOST_MAX: u64 = 100;
 
+/// First wait of a host whose transfers drip.
+const DRIP_WAIT: Duration = Duration::from_secs(60);
+
+/// Longest one: an hour, so that one a hundred hosts of one party take next to nothing.
+const DRIP_WAIT_MAX: Duration = Duration::from_secs(3_600);
+
 /// All hosts with something ready or in work.
 pub struct Hosts {
     pub(super) limits: PaceLimits,
@@ -51,6 +57,8 @@ pub(super) struct Entry {
     /// Accounts that ended there since the estimate last looked.
     pub(super) ended: u64,
     last_turn: u64,
+    /// Transfers in a row that gave their places back, and until when nothing is asked for since.
+    drips: (u32, Option<Instant>),
     place: Place,
     counted: u64,
     /// Ledger time of its last usable answer.
@@ -145,7 +153,9 @@ impl Hosts {
             };
             let turns = self.turns;
             let entry = self.entries.get_mut(&id)?;
-            let turn = entry.pace.take(now);
+            // One that drips has one place until a transfer of it ends well.
+            let is_full = entry.drips.0 > 0 && entry.pace.active() > 0;
+            let turn = if is_full { Turn::Busy } else { entry.pace.take(now) };
             if let Turn::Go { probe } = turn {
                 entry.picked += 1;
                 entry.last_turn = turns;
@@ -238,7 +248,20 @@ impl Hosts {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.left = entry.left.saturating_sub(1);
             entry.ended += 1;
+            entry.drips = (0, None);
         }
+    }
+
+    /// A transfer of a host gave its place back: nothing is asked for there for a minute, twice as long each time. What else
+    /// is out there goes back by itself.
+    pub fn dripped(&mut self, id: i64, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let (times, until) = &mut entry.drips;
+        if until.is_none_or(|until| until <= now) {
+            *until = Some(now + DRIP_WAIT.saturating_mul(1 << (*times).min(8)).min(DRIP_WAIT_MAX));
+            *times += 1;
+        }
+        self.settle(id, now);
     }
 
     /// Accounts that are still to be fetched from a host, those that are being fetched among them.
@@ -304,6 +327,7 @@ impl Hosts {
             left: 0,
             ended: 0,
             last_turn: 0,
+            drips: (0, None),
             place: Place::Away,
             counted: 0,
             usable_ms: None,
@@ -342,6 +366,9 @@ impl Hosts {
         let Some(entry) = self.entries.get(&id) else { return };
         let place = match entry.pace.state(now) {
             _ if entry.ready <= entry.picked => Place::Away,
+            _ if entry.drips.1.is_some_and(|until| until > now) => {
+                Place::Waiting(entry.drips.1.unwrap_or(now))
+            }
             HostState::Working => {
                 Place::Eligible { ready: entry.ready, last_turn: entry.last_turn }
             }

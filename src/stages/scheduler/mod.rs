@@ -34,7 +34,8 @@ use crate::domain::account::AccountId;
 use crate::domain::ledger::Event;
 use crate::seed::Chance;
 use crate::stages::messages::{
-    DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews, Point, Probe,
+    DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews, Point, Probe, TurnDesk,
+    TurnReply,
 };
 use crate::store::error::free_bytes;
 use crate::store::health::Health;
@@ -60,6 +61,8 @@ pub enum Message {
     Returned(AccountId, Returned<News>),
     /// A permit came back or told something.
     Permit(Paced, PermitNews),
+    /// A redirect leads to a host of this name: may it be asked?
+    Turn(String, TurnReply),
     /// The ledger has written a batch.
     Batched(Box<Batched>),
     /// A place became free, or a time has come.
@@ -146,6 +149,7 @@ pub struct State {
     plan: Plan,
     tickets: Desk<News>,
     permits: PermitDesk,
+    turns: TurnDesk,
     is_writing: bool,
     is_low: bool,
     drained: Vec<RpcReplyPort<()>>,
@@ -181,9 +185,13 @@ impl Actor for Scheduler {
         let permits: PermitDesk = Arc::new(move |paced, news| {
             let _gone = teller.cast(Message::Permit(paced.clone(), news));
         });
+        let teller = myself.clone();
+        let turns: TurnDesk = Arc::new(move |host, reply| {
+            let _gone = teller.cast(Message::Turn(host, reply));
+        });
         let (drained, timer) = (Vec::new(), None);
         let (is_writing, is_low) = (false, false);
-        Ok(State { arguments, plan, tickets, permits, is_writing, is_low, drained, timer })
+        Ok(State { arguments, plan, tickets, permits, turns, is_writing, is_low, drained, timer })
     }
 
     async fn post_start(
@@ -204,8 +212,13 @@ impl Actor for Scheduler {
         let now = state.now();
         state.arguments.probe.pass(Point::Stage("scheduler"));
         match message {
-            Message::Returned(id, returned) => state.plan.returned(id, returned),
+            Message::Returned(id, returned) => state.plan.returned(id, returned, now),
             Message::Permit(paced, news) => state.plan.permit(&paced, news, now),
+            Message::Turn(host, reply) => {
+                let turn = state.plan.turn_elsewhere(&host, now);
+                // Whoever has gone meanwhile drops the permit, and it comes back.
+                let _gone = reply.send(turn.map(|paced| state.permit(paced)));
+            }
             Message::Batched(done) => {
                 state.is_writing = false;
                 for dispatch in state.plan.batched(*done, now) {
@@ -323,8 +336,12 @@ impl State {
         self.timer = Some((at, timer));
     }
 
+    fn permit(&self, paced: Paced) -> Permit {
+        Permit::new(paced, Arc::clone(&self.permits)).with_turns(Arc::clone(&self.turns))
+    }
+
     fn send(&self, dispatch: Dispatch) {
-        let permit = |paced| Permit::new(paced, Arc::clone(&self.permits));
+        let permit = |paced| self.permit(paced);
         let ticket = |id| Ticket::new(id, Arc::clone(&self.tickets));
         match dispatch {
             Dispatch::Resolve { id, did, wants_earlier_keys, paced } => {

@@ -1,7 +1,10 @@
-//! Outlook: what the plan tells those outside, and what it looks after once a second. Nothing here decides what is worked on.
+//! Outlook: what the plan tells those outside, turns that redirects ask for, and what is looked after once a second. Nothing
+//! here decides what is worked on.
 
 use std::time::Duration;
 
+use crate::net::pace::Turn;
+use crate::stages::messages::Paced;
 use crate::store::ledger_lists::Counts;
 use crate::store::ledger_rows::RunCounts;
 
@@ -9,6 +12,9 @@ use super::estimate::{Bound, Estimate, Look};
 use super::hosts::HostView;
 use super::plan::{Plan, READY_MAX};
 use super::terms::Now;
+
+/// A host whose turn is at no known time is asked for again after this long.
+const TURN_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the plan has counted for the estimate, since it was made.
 #[derive(Debug, Default)]
@@ -59,6 +65,21 @@ impl Plan {
     #[must_use]
     pub fn directory_waits(&self, now: Now) -> bool {
         self.directories.plc_waits(now.at)
+    }
+
+    /// A turn at the host of this name, which a redirect leads to: at the pace of the host in hand, or of any host.
+    ///
+    /// # Errors
+    /// How long it may not be asked.
+    pub fn turn_elsewhere(&mut self, host: &str, now: Now) -> Result<Paced, Duration> {
+        let Some(id) = self.hosts.id_of(host) else {
+            return self.directories.take_web(host, now.at).map(|()| Paced::Web(host.to_owned()));
+        };
+        match self.hosts.take(id, host, now.at) {
+            Turn::Go { .. } => Ok(Paced::Host(id)),
+            Turn::At(at) => Err(at.saturating_duration_since(now.at)),
+            Turn::Busy => Err(TURN_PAUSE),
+        }
     }
 
     /// When everything will be decided, as of the last [`Plan::tidy`].

@@ -39,6 +39,9 @@ const WEB_AT_ONCE_MAX: usize = 16;
 /// An account that runs alone and whose host is not to be asked yet comes again after this long.
 const ALONE_PAUSE: Duration = Duration::from_secs(1);
 
+/// What a redirect led to a busy host comes back within this time after its wait, so that not all of them come at once.
+const ELSEWHERE_SPREAD: Duration = Duration::from_secs(30);
+
 /// The scheduler's mind.
 pub struct Plan {
     limits: PlanLimits,
@@ -92,7 +95,7 @@ impl Plan {
     }
 
     /// A ticket came back or told something.
-    pub fn returned(&mut self, id: AccountId, returned: Returned<News>) {
+    pub fn returned(&mut self, id: AccountId, returned: Returned<News>, now: Now) {
         let Some(flight) = self.in_flight.get(id) else { return };
         let event = match returned {
             Returned::Progress(News::BodyBegun) => {
@@ -109,10 +112,19 @@ impl Plan {
                     Some(flight.failed(failure, usable_ms))
                 }
                 News::TooLargeForNow => Some(Event::TooLargeForNow),
+                News::NotBefore(wait) => {
+                    let wait = wait + self.chance.up_to(ELSEWHERE_SPREAD);
+                    Some(Event::NotBefore(now.wall_ms.saturating_add(millis(wait).max(1))))
+                }
+                News::Dripped => {
+                    flight.host().into_iter().for_each(|host| self.hosts.dripped(host, now.at));
+                    Some(self.in_flight.dripped(id, now, self.limits.host.patience))
+                }
                 News::GivenBack | News::BodyBegun => Some(Event::GivenBack),
                 News::Sealed => {
                     // The applier tells the ledger, and nobody tells us that it moved.
                     flight.host().into_iter().for_each(|host| self.hosts.sealed(host));
+                    self.in_flight.was_good(id);
                     self.seen.sealed += 1;
                     None
                 }
@@ -522,7 +534,7 @@ mod tests {
         assert!(matches!(batch.patience[..], [(Some(1), Event::PatienceEnded { .. })]));
         plan.batched(Batched::default(), late);
         let failure = Failure::new(Cause::HostFault, Some(LastError::Connect), "refused");
-        plan.returned(AccountId(1), Returned::Finished(News::Failed(failure)));
+        plan.returned(AccountId(1), Returned::Finished(News::Failed(failure)), late);
         let batch = plan.next_batch(ROOM, true, late).unwrap();
         let reason = Reason::HostUnavailable;
         assert!(

@@ -49,7 +49,7 @@ const HOSTILE_HOSTS: usize = 300;
 const HOSTILE_REASONS: usize = 300;
 
 /// The design's list (section 7, "Metrics"), and one of ours: which worker crashed.
-const DESIGN: [(&str, &[&str]); 24] = [
+const DESIGN: [(&str, &[&str]); 25] = [
     ("skyfill_accounts", &["state"]),
     ("skyfill_parked", &["reason"]),
     ("skyfill_records_total", &["type"]),
@@ -67,6 +67,7 @@ const DESIGN: [(&str, &[&str]); 24] = [
     ("skyfill_spool_bytes", &[]),
     ("skyfill_actor_restarts_total", &["stage"]),
     ("skyfill_worker_crashes_total", &["stage"]),
+    ("skyfill_remaining_seconds", &[]),
     ("skyfill_seal_seconds", &[]),
     ("skyfill_apply_seconds", &[]),
     ("skyfill_queue_pending", &["type"]),

@@ -15,7 +15,7 @@ use crate::limits::{DRIP_AGE_SECONDS, DRIP_PLACES_SHARE, DRIP_SPEED_SHARE};
 const SPEEDS_MAX: usize = 101;
 
 /// With fewer than so many there is no median.
-const SPEEDS_MIN: usize = 8;
+const SPEEDS_MIN: usize = 3;
 
 /// A body that comes in one piece took at least this long: nobody measures less.
 const LEAST: Duration = Duration::from_millis(1);

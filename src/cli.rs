@@ -41,6 +41,8 @@ pub enum Command {
     Status(Status),
     /// Put parked accounts back
     Retry(Retry),
+    /// Take identities from an export of the directory, so that accounts need no request each
+    Identities(crate::commands::identities::Flags),
     /// Compare queues and ledger, or prove one repository file
     Verify(Verify),
     /// Look into a queue, write it as JSON lines, mark items as completed

@@ -11,7 +11,9 @@ use skyfill::cli::{self, Cli, Command, Common};
 use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
-use skyfill::commands::{check, dry_run, queue, retry, run, status, verify, verify_car};
+use skyfill::commands::{
+    check, dry_run, identities, queue, retry, run, status, verify, verify_car,
+};
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
 use skyfill::config::targets::ListSource;
@@ -42,6 +44,7 @@ fn main() -> ProcessExit {
         Command::Check(args) => Ok(check::run(&args)),
         Command::Status(args) => run_status(&args),
         Command::Retry(args) => run_retry(&args),
+        Command::Identities(args) => run_identities(&args),
         Command::Verify(args) => run_verify(&args),
         Command::Queue(args) => run_queue(&args),
         Command::Completions(args) => {
@@ -151,6 +154,22 @@ fn run_retry(args: &cli::Retry) -> Result<ExitCode, CommandError> {
         )
     };
     printed(io::stdout().write_all(text.as_bytes()))
+}
+
+fn run_identities(args: &identities::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.assignments())?;
+    let log = logging::init(&settings.log);
+    let from = identities::From::parse(&args.from)?;
+    let given: Vec<ListSource> = args.dids_file.iter().map(|path| ListSource::file(path)).collect();
+    let sources = if given.is_empty() { ListSource::configured(&settings.source) } else { given };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;
+    let (surrounding, mut out) = (Surrounding::system(), io::stdout().lock());
+    let taking = identities::run(&settings, &from, &sources, &surrounding, args.json, &mut out);
+    let outcome = runtime.block_on(taking);
+    log.flush();
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::Done)
 }
 
 fn run_verify(args: &cli::Verify) -> Result<ExitCode, CommandError> {

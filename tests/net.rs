@@ -67,6 +67,7 @@ fn settings(allow: &[&str]) -> Settings {
         },
         identity: Identity {
             plc_url: Url::parse("https://plc.example").unwrap(),
+            mirrors: Vec::new(),
             requests_per_second: 10.0,
             cache_ttl: second,
         },

@@ -112,7 +112,10 @@ fn environment(settings: &Settings, found: &mut Findings) {
     lists(settings, found);
     let is_ours_running = data_dir(&settings.data_dir, found);
     disk_free(settings, found);
-    directory(&settings.identity.plc_url, found);
+    directory("identity.plc_url", &settings.identity.plc_url, found);
+    for mirror in &settings.identity.mirrors {
+        directory("identity.mirrors", mirror, found);
+    }
     if !is_ours_running {
         listen(settings, found);
     }
@@ -205,7 +208,7 @@ fn disk_free(settings: &Settings, found: &mut Findings) {
 }
 
 /// A name that does not resolve may be the network's fault, and the network may be back when it matters.
-fn directory(url: &url::Url, found: &mut Findings) {
+fn directory(key: &str, url: &url::Url, found: &mut Findings) {
     let Some(url::Host::Domain(name)) = url.host() else { return };
     let (name, port) = (name.to_owned(), url.port_or_known_default().unwrap_or(443));
     let (answer, answered) = mpsc::sync_channel(1);
@@ -224,7 +227,7 @@ fn directory(url: &url::Url, found: &mut Findings) {
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer in {NAME_SECONDS_MAX} s"),
     };
-    found.warn(format!("identity.plc_url: {name} does not resolve: {why}"));
+    found.warn(format!("{key}: {name} does not resolve: {why}"));
 }
 
 fn listen(settings: &Settings, found: &mut Findings) {

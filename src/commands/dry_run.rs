@@ -20,6 +20,7 @@ use crate::domain::verdict::{Cause, Failure, HostSignal, Reason};
 use crate::exit_code::ExitCode;
 use crate::net::client::Client;
 use crate::net::pace::{HostPace, Turn};
+use crate::pipeline::parts::directory;
 use crate::pipeline::{Surrounding, plan_limits};
 use crate::stages::messages::Probe;
 use crate::stages::resolver::{Tools, resolve};
@@ -96,7 +97,8 @@ fn tools(settings: &Settings, surrounding: &Surrounding) -> Result<Tools, Comman
         None => Client::new(settings, clock.clone()),
     };
     let client = client.map_err(crate::pipeline::StartError::Net)?;
-    Ok(Tools { client, plc_url: settings.identity.plc_url.clone(), clock, probe: Probe::default() })
+    let directory = directory(settings, surrounding);
+    Ok(Tools { client, directory, clock, probe: Probe::default() })
 }
 
 /// Waits for the directory's turn.

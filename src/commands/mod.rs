@@ -4,6 +4,7 @@ pub mod backfill;
 pub mod check;
 pub mod dry_run;
 pub mod error;
+pub mod identities;
 pub mod live;
 pub mod opening;
 pub mod queue;

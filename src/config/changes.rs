@@ -56,6 +56,7 @@ const TABLE: &[(&str, Effect, Show)] = &[
     ("window.offsets", Effect::Restart, |it| format!("{:?}", it.filter.window.offsets)),
     ("records.types", Effect::Restart, |it| format!("{:?}", it.filter.types)),
     ("identity.plc_url", Effect::Restart, |it| it.identity.plc_url.to_string()),
+    ("identity.mirrors", Effect::Restart, |it| format!("{:?}", it.identity.mirrors)),
     ("identity.requests_per_second", Effect::Now, |it| it.identity.requests_per_second.to_string()),
     ("identity.cache_ttl", Effect::Now, |it| format!("{:?}", it.identity.cache_ttl)),
     ("fetch.concurrency", Effect::Restart, |it| it.fetch.concurrency.to_string()),

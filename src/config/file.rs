@@ -359,16 +359,22 @@ impl<'f> Draft<'f> {
     }
 
     fn warn_about_sources(&mut self) {
-        let plc = self.settings.identity.plc_url.clone();
-        let is_loopback = match plc.host() {
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            Some(url::Host::Domain(name)) => name == "localhost",
-            None => false,
+        let is_open = |plc: &url::Url| {
+            let is_loopback = match plc.host() {
+                Some(url::Host::Ipv4(address)) => address.is_loopback(),
+                Some(url::Host::Ipv6(address)) => address.is_loopback(),
+                Some(url::Host::Domain(name)) => name == "localhost",
+                None => false,
+            };
+            plc.scheme() == "http" && !is_loopback
         };
-        self.warn_if(plc.scheme() == "http" && !is_loopback, "identity.plc_url", || {
-            "plain http, anybody on the way can name other hosts and keys".to_owned()
-        });
+        let identity = &self.settings.identity;
+        let (plc, mirrors) = (is_open(&identity.plc_url), identity.mirrors.iter().any(is_open));
+        for (is_open, key) in [(plc, "identity.plc_url"), (mirrors, "identity.mirrors")] {
+            self.warn_if(is_open, key, || {
+                "plain http, anybody on the way can name other hosts and keys".to_owned()
+            });
+        }
         let files = self.settings.source.files.clone();
         let twice = files.iter().enumerate().find(|(at, file)| files[..*at].contains(file));
         if let Some((_, file)) = twice {

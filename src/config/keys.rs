@@ -116,6 +116,7 @@ pub const KEYS: &[Key] = &[
     key("identity.plc_url", Form::Text, |to, value| {
         put(&mut to.identity.plc_url, read::directory_url(value))
     }),
+    key("identity.mirrors", Form::Texts, |to, value| put(&mut to.identity.mirrors, mirrors(value))),
     key("identity.requests_per_second", Form::Number, |to, value| {
         put(&mut to.identity.requests_per_second, read::rate(value))
     }),
@@ -302,6 +303,11 @@ fn type_entry(item: &Value) -> Read<TypeEntry> {
         return Ok(TypeEntry::Nsid(written.to_owned()));
     }
     Err(expected(item, what, &hint))
+}
+
+fn mirrors(value: &Value) -> Read<Vec<url::Url>> {
+    let what = "a list of URLs such as [\"https://plc.example.org\"]";
+    read::list(value, what, read::directory_url)
 }
 
 fn networks(value: &Value) -> Read<Vec<Cidr>> {

@@ -50,6 +50,8 @@ pub struct Identity {
     /// PLC directory: `http` or `https`, without user info, query or fragment. A path never ends in `/`; where there is
     /// none, the URL's text ends in the `/` of the root, as `url::Url` always writes it.
     pub plc_url: url::Url,
+    /// Copies of the directory, asked in this order where it has no usable answer; of the same form.
+    pub mirrors: Vec<url::Url>,
     /// Requests per second to the directory, above 0.
     pub requests_per_second: f64,
     /// Age up to which a resolved identity is used without asking again.
@@ -253,7 +255,7 @@ impl Default for Identity {
     fn default() -> Self {
         #[expect(clippy::expect_used, reason = "invariant: a literal that a test parses")]
         let plc_url = url::Url::parse("https://plc.directory").expect("invariant: a valid URL");
-        Self { plc_url, requests_per_second: 10.0, cache_ttl: HOUR * 24 }
+        Self { plc_url, mirrors: Vec::new(), requests_per_second: 10.0, cache_ttl: HOUR * 24 }
     }
 }
 

@@ -220,6 +220,7 @@ impl Account {
                 self.lease_to_fetch(alone, policy, at)
             }
             (State::Resolving, Event::Resolved(identity)) => self.resolved(identity, at),
+            (State::Queued | State::Ready, Event::Told(told)) => self.told(told, policy, at),
             (State::Fetching, Event::BodyBegun) => {
                 self.body_begun = true;
                 Effect::Moved
@@ -423,7 +424,7 @@ impl Account {
         (self.waiting, self.waited_ms) = (Waiting::Nothing, 0);
     }
 
-    fn park(&mut self, reason: Reason) -> Effect {
+    pub(super) fn park(&mut self, reason: Reason) -> Effect {
         self.decide(State::Parked(reason))
     }
 
@@ -451,6 +452,7 @@ fn clean(detail: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ledger_event::Told;
 
     fn at(now_ms: i64) -> Moment {
         Moment { now_ms, fraction: 0.5 }
@@ -469,6 +471,38 @@ mod tests {
     fn failed(cause: Cause) -> Event {
         let failure = Failure::new(cause, Some(LastError::Timeout), "evidence");
         Event::Failed { failure, host_usable_ms: None }
+    }
+
+    #[test]
+    fn an_export_is_believed_as_far_as_the_cache_would_be() {
+        let policy = LedgerPolicy::default();
+        let told = |host: Option<&str>, as_of_ms| {
+            Event::Told(Told { identity: host.map(identity), as_of_ms })
+        };
+        let (hour, now) = (3_600_000, 100 * 3_600_000);
+        let mut account = Account::default();
+        let old = account.apply(told(Some("a"), now - 24 * hour), &policy, at(now));
+        assert_eq!((old, account.state), (Effect::Nothing, State::Queued));
+        let young = account.apply(told(Some("a"), now - 23 * hour), &policy, at(now));
+        assert_eq!((young, account.state), (Effect::Available, State::Ready));
+        // Its age is the export's, not that of the reading.
+        account.apply(Event::LeasedToFetch { alone: false }, &policy, at(now + 2 * hour));
+        assert_eq!(account.state, State::Queued, "asked for afresh");
+        // What the directory said itself stands against an older export, and an older one against nothing.
+        account.apply(Event::LeasedToResolve, &policy, at(now));
+        assert_eq!(account.apply(told(Some("c"), now), &policy, at(now)), Effect::Nothing);
+        account.apply(Event::Resolved(identity("b")), &policy, at(now));
+        assert_eq!(account.apply(told(Some("c"), now - 1), &policy, at(now)), Effect::Nothing);
+        account.apply(told(Some("c"), now + 1), &policy, at(now + 2));
+        assert_eq!(account.identity.as_ref().unwrap().host, "c");
+        // A verdict in doubt waits for the directory itself.
+        account.apply(Event::LeasedToFetch { alone: false }, &policy, at(now + 2));
+        account.apply(failed(Cause::Repository(Reason::RepoNotFound)), &policy, at(now + 3));
+        assert_eq!(account.apply(told(Some("d"), now + 4), &policy, at(now + 4)), Effect::Nothing);
+        let mut gone = Account::default();
+        assert_eq!(gone.apply(told(None, now), &policy, at(now)), Effect::Decided);
+        assert_eq!(gone.state, State::Parked(Reason::DidTombstoned));
+        assert_eq!(gone.apply(told(Some("a"), now), &policy, at(now)), Effect::Nothing);
     }
 
     fn fetching(account: &mut Account, host: &str, now_ms: i64) {

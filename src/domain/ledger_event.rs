@@ -3,6 +3,15 @@
 use crate::domain::identity::Identity;
 use crate::domain::verdict::{Failure, LastError, Reason};
 
+/// What an export of the directory says of an account.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// Who it is; `None`: it is tombstoned.
+    pub identity: Option<Identity>,
+    /// Ledger time up to which the export is complete, milliseconds.
+    pub as_of_ms: i64,
+}
+
 /// What happens to an account.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -16,6 +25,8 @@ pub enum Event {
     },
     /// The directory answered.
     Resolved(Identity),
+    /// An export of the directory says so.
+    Told(Told),
     /// First bytes of its body are in hand.
     BodyBegun,
     /// A revision of it lies in a sealed segment that was applied.

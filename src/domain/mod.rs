@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod ledger_event;
 #[cfg(test)]
 mod ledger_model;
+mod ledger_told;
 pub mod nsid;
 pub mod rkey;
 pub mod tid;

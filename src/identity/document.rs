@@ -22,7 +22,7 @@ use crate::net::answer;
 use crate::repo::key::{Curve, PublicKey};
 
 /// Type of the service that is a PDS.
-const PDS_TYPE: &str = "AtprotoPersonalDataServer";
+pub const PDS_TYPE: &str = "AtprotoPersonalDataServer";
 
 /// Bytes of a handle: it is a host name.
 const HANDLE_BYTES_MAX: usize = 253;
@@ -141,13 +141,17 @@ fn key(document: &Value, did: &Did) -> Result<String, Failure> {
     }
 }
 
-/// A claim goes into summaries and logs, so it must at least look like a host name.
 fn handle(document: &Value) -> Option<String> {
     let mut names = entries(document, "alsoKnownAs").filter_map(Value::as_str);
     let claim = names.find_map(|name| name.strip_prefix("at://"))?;
+    is_handle(claim).then(|| claim.to_owned())
+}
+
+/// Whether a claim could be a handle: it goes into summaries and logs, so it must at least look like a host name.
+#[must_use]
+pub fn is_handle(claim: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';
-    let is_handle = (1..=HANDLE_BYTES_MAX).contains(&claim.len()) && claim.bytes().all(is_plain);
-    is_handle.then(|| claim.to_owned())
+    (1..=HANDLE_BYTES_MAX).contains(&claim.len()) && claim.bytes().all(is_plain)
 }
 
 fn invalid(detail: &str) -> Failure {

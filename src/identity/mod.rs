@@ -12,7 +12,9 @@
 //! | 5xx | `Directory`, `http_5xx` | fault |
 //! | any other 4xx, anything that is not JSON | `Directory` | fault: it waits like a host |
 
+pub mod directory;
 pub mod document;
+pub mod export;
 pub mod plc;
 pub mod web;
 

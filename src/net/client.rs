@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use crate::clock::Clock;
-use crate::config::settings::{Compression, Fetch, Settings};
+use crate::config::settings::{Compression, Fetch, Identity, Settings};
 use crate::net::address_pace::AddressPace;
 use crate::net::connect::{ConnectFault, StepLimits, system_roots, tls_config};
 use crate::net::dns::{GuardedNames, Names};
@@ -58,7 +58,7 @@ const CONTACT_CHARACTERS_MAX: usize = 200;
 /// Who gave the URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// The operator, as `identity.plc_url`: any address. A redirect from there is a stranger.
+    /// The operator, as `identity.plc_url` and `identity.mirrors`: any address. A redirect from there is a stranger.
     Operator,
     /// Anybody else.
     Stranger,
@@ -102,8 +102,8 @@ struct Inner {
     public: Way,
     allowed: Way,
     operator: Way,
-    /// Scheme, host and port that the operator's trust is limited to.
-    plc_origin: url::Origin,
+    /// Scheme, host and port that the operator's trust is limited to: of the directory and its mirrors.
+    trusted: Vec<url::Origin>,
     fetch: Fetch,
     pace: Mutex<AddressPace>,
     choices: Arc<Mutex<Choices>>,
@@ -159,7 +159,7 @@ impl Client {
             public: way(Route::Public)?,
             allowed: way(Route::Allowed)?,
             operator: way(Route::Operator)?,
-            plc_origin: settings.identity.plc_url.origin(),
+            trusted: trusted(&settings.identity),
             fetch: settings.fetch.clone(),
             pace: Mutex::new(AddressPace::new(settings.fetch.address_requests_per_second)),
             choices: Arc::default(),
@@ -242,10 +242,13 @@ impl Inner {
     /// The way that a request to `url` takes.
     fn way(&self, url: &Url, trust: Trust) -> Result<&Way, NetError> {
         if trust == Trust::Operator {
-            return if url.origin() == self.plc_origin {
+            return if self.trusted.contains(&url.origin()) {
                 Ok(&self.operator)
             } else {
-                Err(NetError::forbidden(&host_name(url), "is not the host of identity.plc_url"))
+                Err(NetError::forbidden(
+                    &host_name(url),
+                    "is no host of identity.plc_url or identity.mirrors",
+                ))
             };
         }
         Ok(match self.guard.route(url)? {
@@ -321,6 +324,10 @@ impl Inner {
             Limits { idle, total, bytes_per_second_min: 0 }
         }
     }
+}
+
+fn trusted(identity: &Identity) -> Vec<url::Origin> {
+    std::iter::once(&identity.plc_url).chain(&identity.mirrors).map(Url::origin).collect()
 }
 
 /// The reqwest client of `route`.

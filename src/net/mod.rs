@@ -18,6 +18,7 @@ pub mod dns;
 pub mod drips;
 pub mod encoding;
 pub mod error;
+pub mod export_pages;
 pub mod guard;
 pub mod pace;
 pub mod patience;

@@ -124,6 +124,11 @@ impl Data {
         Ok(Some(OtherFilter { accounts }))
     }
 
+    /// The ledger's rows.
+    pub const fn rows_mut(&mut self) -> &mut Rows {
+        &mut self.rows
+    }
+
     /// Path of the ledger, for readers.
     #[must_use]
     pub fn ledger_path(&self) -> PathBuf {

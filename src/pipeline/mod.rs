@@ -8,7 +8,7 @@
 
 pub mod data;
 mod disk;
-mod parts;
+pub mod parts;
 pub mod reach;
 pub mod sampler;
 

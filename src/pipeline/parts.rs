@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::actor::supervisor::Child;
 use crate::actor::threads::Threads;
 use crate::config::settings::Settings;
+use crate::identity::directory::Directory;
 use crate::net::client::Client;
 use crate::net::drips::Transfers;
 use crate::net::error::NetError;
@@ -103,7 +104,7 @@ impl Parts<'_> {
     pub fn resolver(&self, client: Client) -> Child {
         let tools = Arc::new(resolver::Tools {
             client,
-            plc_url: self.settings.identity.plc_url.clone(),
+            directory: directory(self.settings, self.surrounding),
             clock: self.surrounding.clock.clone(),
             probe: self.surrounding.probe.clone(),
         });
@@ -131,6 +132,14 @@ impl Parts<'_> {
             may_begin,
         }
     }
+}
+
+/// The directory and its mirrors, as configured.
+#[must_use]
+pub fn directory(settings: &Settings, surrounding: &Surrounding) -> Directory {
+    let (limits, identity) = (plan_limits(settings).directory, &settings.identity);
+    let (clock, chance) = (&surrounding.clock, &surrounding.chance);
+    Directory::new(&identity.plc_url, &identity.mirrors, limits, clock, chance)
 }
 
 /// A supervised stage that `make` makes anew at each start, and `started` is told of.

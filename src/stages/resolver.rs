@@ -2,7 +2,7 @@
 //!
 //! takes    DidJob         capacity 64: more requests than any directory answers at once
 //! gives    News::Resolved back to the scheduler, which writes it to the ledger: that is the cache
-//! retries  a directory that refuses, fails or answers nonsense: it waits like a host
+//! retries  a directory that refuses, fails or answers nonsense: its mirrors are asked; without an answer it waits like a host
 //! gives up on unknown, tombstoned or unusable identities, and on endpoints that may not be connected to
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::domain::did::{Did, DidMethod};
 use crate::domain::identity::Identity;
 use crate::domain::verdict::{Cause, Failure, HostSignal};
+use crate::identity::directory::{Directory, Source, of_mirror};
 use crate::identity::{Outcome, plc, web};
 use crate::limits::{DOCUMENT_BYTES_MAX, LOG_BYTES_MAX};
 use crate::net::body::{read_capped, read_up_to};
@@ -34,8 +35,8 @@ const ACCEPT: &str = "application/did+ld+json, application/json";
 pub struct Tools {
     /// The network.
     pub client: Client,
-    /// `identity.plc_url`.
-    pub plc_url: Url,
+    /// `identity.plc_url` and `identity.mirrors`.
+    pub directory: Directory,
     /// Wall time, for the dates in headers.
     pub clock: Clock,
     /// Sees what passes.
@@ -82,12 +83,10 @@ impl Actor for Resolver {
             let DidJob { mut ticket, did, wants_earlier_keys, permit } = message;
             ticket.enter();
             tools.probe.pass(Point::Worker("resolver", did.as_str()));
-            let (mut found, signal) = resolve(&tools, &did).await;
+            let Resolved { mut found, signal, source } = resolve_at(&tools, &did).await;
             permit.said(signal);
-            if let Ok(identity) = &mut found
-                && wants_earlier_keys
-            {
-                identity.earlier_keys = earlier_keys(&tools, &did, &identity.key).await;
+            if let (Ok(identity), Some(source), true) = (&mut found, source, wants_earlier_keys) {
+                identity.earlier_keys = earlier_keys(&tools, &source, &did, &identity.key).await;
             }
             ticket.finish(match found {
                 Ok(identity) => News::Resolved(identity),
@@ -108,15 +107,26 @@ impl Actor for Resolver {
     }
 }
 
+/// What came of a resolution.
+struct Resolved {
+    found: Result<Identity, Failure>,
+    signal: HostSignal,
+    /// Which directory said it, for a `did:plc`.
+    source: Option<Source>,
+}
+
 /// Asks the DID's directory once; gives the identity, and what the directory showed of itself.
 pub async fn resolve(tools: &Tools, did: &Did) -> (Result<Identity, Failure>, HostSignal) {
+    let Resolved { found, signal, .. } = resolve_at(tools, did).await;
+    (found, signal)
+}
+
+async fn resolve_at(tools: &Tools, did: &Did) -> Resolved {
     let asking = Stopwatch::start();
-    let (read, signal) = match ask(tools, did).await {
-        Ok(outcome) => outcome,
-        Err((failure, signal)) => (Err(failure), signal),
+    let ((read, signal), source) = match did.method() {
+        DidMethod::Plc => ask_directories(tools, did).await,
+        DidMethod::Web => (ask_web(tools, did).await, None),
     };
-    let came = read.as_ref().map_or_else(Failure::outcome, |_| Came::Ok);
-    telemetry::requested(service(did), came, asking);
     let guard = tools.client.guard();
     let identity = read.and_then(|document| {
         let endpoint = guard.endpoint(&document.endpoint).inspect_err(|failure| {
@@ -126,7 +136,47 @@ pub async fn resolve(tools: &Tools, did: &Did) -> (Result<Identity, Failure>, Ho
         let (endpoint, key, handle) = (document.endpoint, document.key, document.handle);
         Ok(Identity { endpoint, host, key, earlier_keys: Vec::new(), handle })
     });
-    (identity, signal)
+    Resolved { found: identity, signal, source }
+}
+
+/// Asks the directory, and its mirrors as long as nothing usable comes.
+async fn ask_directories(tools: &Tools, did: &Did) -> (Outcome, Option<Source>) {
+    let mut last: Option<(Outcome, Source)> = None;
+    while let Some(source) = tools.directory.next(last.as_ref().map(|(_, source)| source)).await {
+        let asking = Stopwatch::start();
+        let url = plc::document_url(&source.url, did);
+        let outcome = ask(tools, did, &url, Trust::Operator).await;
+        counted(did, &outcome, asking);
+        tools.directory.said(&source, &outcome.1);
+        let outcome = if source.is_mirror() { of_mirror(outcome) } else { outcome };
+        if matches!(outcome.1, HostSignal::Usable(_) | HostSignal::NotAsked) {
+            return (outcome, Some(source));
+        }
+        last = Some((outcome, source));
+    }
+    match last {
+        Some((outcome, source)) => (outcome, Some(source)),
+        None => {
+            let (failure, signal) = tools.directory.nobody();
+            ((Err(failure), signal), None)
+        }
+    }
+}
+
+async fn ask_web(tools: &Tools, did: &Did) -> Outcome {
+    let asking = Stopwatch::start();
+    let outcome = match tools.client.guard().web_document(did.identifier()) {
+        Ok(endpoint) => ask(tools, did, &endpoint.url, Trust::Stranger).await,
+        Err(failure) => (Err(failure), HostSignal::NotAsked),
+    };
+    counted(did, &outcome, asking);
+    outcome
+}
+
+/// Counts a request by what came of it.
+fn counted(did: &Did, (read, _): &Outcome, asking: Stopwatch) {
+    let came = read.as_ref().map_or_else(Failure::outcome, |_| Came::Ok);
+    telemetry::requested(service(did), came, asking);
 }
 
 fn service(did: &Did) -> Service {
@@ -138,11 +188,8 @@ fn service(did: &Did) -> Service {
 
 /// Signing keys that the directory's log shows for a `did:plc` before `current`; none if it shows none or does not answer:
 /// the account is then judged by its document alone.
-async fn earlier_keys(tools: &Tools, did: &Did, current: &str) -> Vec<String> {
-    if did.method() != DidMethod::Plc {
-        return Vec::new();
-    }
-    let url = plc::log_url(&tools.plc_url, did);
+async fn earlier_keys(tools: &Tools, source: &Source, did: &Did, current: &str) -> Vec<String> {
+    let url = plc::log_url(&source.url, did);
     let request =
         Request { trust: Trust::Operator, accept: "application/json", is_transfer: false };
     let asking = Stopwatch::start();
@@ -178,26 +225,25 @@ const fn came_by_status(status: u16) -> Came {
     }
 }
 
-async fn ask(tools: &Tools, did: &Did) -> Result<Outcome, (Failure, HostSignal)> {
-    let (url, trust) = match did.method() {
-        DidMethod::Plc => (plc::document_url(&tools.plc_url, did), Trust::Operator),
-        DidMethod::Web => {
-            let endpoint = tools.client.guard().web_document(did.identifier());
-            let endpoint = endpoint.map_err(|failure| (failure, HostSignal::NotAsked))?;
-            (endpoint.url, Trust::Stranger)
-        }
-    };
+async fn ask(tools: &Tools, did: &Did, url: &Url, trust: Trust) -> Outcome {
     let request = Request { trust, accept: ACCEPT, is_transfer: false };
-    let failed = |error: NetError| (of_directory(&error), signal_of_directory(&error));
-    let response = tools.client.get(&url, &request).await.map_err(failed)?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    // One byte more than a document may have: what is too long is its owner's fault, and judged as such.
-    let body = read_up_to(response, DOCUMENT_BYTES_MAX + 1).await.map_err(failed)?;
+    let answer = async {
+        let response = tools.client.get(url, &request).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        // One byte more than a document may have: what is too long is its owner's fault, and judged as such.
+        let body = read_up_to(response, DOCUMENT_BYTES_MAX + 1).await?;
+        Ok::<_, NetError>((status, headers, body))
+    };
     let now_ms = tools.clock.wall_ms();
-    Ok(match did.method() {
-        DidMethod::Plc => plc::outcome(did, status, &headers, &body, now_ms),
-        DidMethod::Web => web::outcome(did, status, &headers, &body, now_ms),
-    })
+    match (answer.await, did.method()) {
+        (Ok((status, headers, body)), DidMethod::Plc) => {
+            plc::outcome(did, status, &headers, &body, now_ms)
+        }
+        (Ok((status, headers, body)), DidMethod::Web) => {
+            web::outcome(did, status, &headers, &body, now_ms)
+        }
+        (Err(error), _) => (Err(of_directory(&error)), signal_of_directory(&error)),
+    }
 }
 
 /// Whatever goes wrong on the way to a directory is the directory's fault, unless the guard refused.

@@ -17,6 +17,7 @@ pub mod journal;
 #[cfg(test)]
 mod journal_power;
 pub mod ledger;
+pub mod ledger_export;
 pub mod ledger_listing;
 pub mod ledger_lists;
 mod ledger_moves;

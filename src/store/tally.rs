@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::domain::account::Revision;
 use crate::domain::ledger::{Effect, Event, State};
+use crate::domain::ledger_event::Told;
 use crate::domain::verdict::LastError;
 use crate::telemetry;
 
@@ -24,7 +25,7 @@ pub enum Kind {
 impl From<&Event> for Kind {
     fn from(event: &Event) -> Self {
         match event {
-            Event::Resolved(_) => Self::Resolved,
+            Event::Resolved(_) | Event::Told(Told { identity: Some(_), .. }) => Self::Resolved,
             Event::Failed { failure, .. } => Self::Failed(failure.last_error),
             Event::Lost { crashed: true } => Self::Crashed,
             _ => Self::Other,

@@ -27,6 +27,7 @@ mod records;
 #[path = "faults/tls.rs"]
 mod tls;
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -281,6 +282,12 @@ fn company() -> Vec<Line> {
         bench.network.faults().always(&did, fault);
         let summary = bench.run(&[], SLOW_BOUND).expect_code(3).json();
         assert_eq!(summary["accounts"]["done"], 29, "the others finish");
+        let entries = bench.network.hosts[0].log().entries();
+        let asked: Vec<&str> =
+            entries.iter().filter(|e| e.method == GET_REPO).map(|e| e.did.as_str()).collect();
+        let again = asked.iter().enumerate().filter(|(_, it)| **it == did).nth(1).unwrap().0;
+        let others: HashSet<&str> = asked[..again].iter().copied().collect();
+        assert_eq!(others.len(), 30, "each has had its turn before it has its second");
         let found = bench.ends()[&did].clone();
         bench.network.hosts[0].set_manners(Manners::default());
         bench.heal_and_finish(0);
@@ -288,6 +295,9 @@ fn company() -> Vec<Line> {
     };
     std::thread::scope(|scope| {
         let fails = scope.spawn(|| alone(93, Fault::status(500), &["retry.attempts=2"]));
+        let broken = scope.spawn(|| {
+            alone(100, Fault::Reset(At::LastByte), &["retry.attempts=2", "fetch.idle_timeout=5s"])
+        });
         let refused = scope.spawn(|| {
             let patience = ["retry.host_patience=8s"];
             alone(94, Fault::RateLimited(Wait::Seconds(0)), &patience)
@@ -299,6 +309,11 @@ fn company() -> Vec<Line> {
                 "500 for one of thirty, always",
                 "attempts_exhausted, http_5xx, 2 charged",
                 fails.join().unwrap(),
+            ),
+            line(
+                "a reset at the last byte for one of thirty, always",
+                "attempts_exhausted, incomplete, 2 charged",
+                broken.join().unwrap(),
             ),
             line(
                 "429 for one of thirty, always",

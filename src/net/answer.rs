@@ -119,6 +119,41 @@ pub fn repo_outcome(
     (Failure::new(cause, last_error, evidence_of(status, &said, body_start)), signal)
 }
 
+/// Whether an answer to `getRepo` leaves open why, so that `getRepoStatus` is asked: a host says "not found" also of what is
+/// deactivated or taken down, and a bare 400, 404 or 410 may come from something in front of it.
+#[must_use]
+pub fn leaves_open_why(status: u16, body_start: &[u8]) -> bool {
+    let said = Said::read(body_start);
+    match said.repo_state() {
+        Some(reason) => reason == Reason::RepoNotFound,
+        None => matches!(status, 400 | 404 | 410) && VAGUE_NAMES.contains(&said.name().as_str()),
+    }
+}
+
+/// The failure `before`, in the light of what `getRepoStatus` then answered: another reason where it names one. That the
+/// repository is active, or nothing clear, changes nothing: it was not to be had.
+#[must_use]
+pub fn with_status(before: Failure, status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
+    let reason = if status == 200 {
+        match status_outcome(body) {
+            Ok(RepoStatus::Inactive(reason)) => reason,
+            Ok(RepoStatus::Active) | Err(_) => None,
+        }
+    } else {
+        match repo_outcome(status, headers, body, 0).0.cause {
+            Cause::Repository(reason) => Some(reason),
+            _ => None,
+        }
+    };
+    match reason {
+        Some(reason) if before.cause != Cause::Repository(reason) => {
+            let detail = format!("{reason} by getRepoStatus; getRepo: {}", before.detail);
+            Failure::new(Cause::Repository(reason), None, cleaned(&detail))
+        }
+        _ => before,
+    }
+}
+
 /// What the body of a `getRepoStatus` answered with 200 says.
 ///
 /// # Errors
@@ -307,6 +342,82 @@ mod tests {
 
     fn usable() -> HostSignal {
         HostSignal::Usable(RateWindow::default())
+    }
+
+    #[test]
+    fn get_repo_status_decides_where_the_answer_left_open_why() {
+        let not_found = br#"{"error":"RepoNotFound","message":"Could not find repo"}"#;
+        assert!(
+            leaves_open_why(400, not_found)
+                && leaves_open_why(404, b"")
+                && leaves_open_why(410, b"gone")
+        );
+        assert!(leaves_open_why(
+            400,
+            br#"{"error":"InvalidRequest","message":"Could not find repo for DID: x"}"#
+        ));
+        for (status, body) in [
+            (400, &br#"{"error":"RepoDeactivated"}"#[..]),
+            (400, br#"{"error":"Whatever"}"#),
+            (401, b""),
+            (403, b"<html>"),
+            (500, b""),
+        ] {
+            assert!(!leaves_open_why(status, body), "{status}");
+        }
+        let before = |body: &[u8]| repo_outcome(400, &HeaderMap::new(), body, NOW_MS).0;
+        let after = |body: &[u8], status, answer: &str| {
+            with_status(before(body), status, &HeaderMap::new(), answer.as_bytes())
+        };
+        let repository = Cause::Repository;
+        for (body, status, answer, cause) in [
+            (
+                &not_found[..],
+                200,
+                r#"{"active":false,"status":"deactivated"}"#,
+                repository(Reason::RepoDeactivated),
+            ),
+            (
+                not_found,
+                200,
+                r#"{"active":false,"status":"takendown"}"#,
+                repository(Reason::RepoTakenDown),
+            ),
+            (
+                not_found,
+                200,
+                r#"{"active":false,"status":"suspended"}"#,
+                repository(Reason::RepoSuspended),
+            ),
+            (
+                not_found,
+                200,
+                r#"{"active":false,"status":"deleted"}"#,
+                repository(Reason::RepoNotFound),
+            ),
+            (not_found, 200, r#"{"active":true,"rev":"x"}"#, repository(Reason::RepoNotFound)),
+            (not_found, 429, "", repository(Reason::RepoNotFound)),
+            (b"", 400, r#"{"error":"RepoNotFound"}"#, repository(Reason::RepoNotFound)),
+            (
+                b"",
+                200,
+                r#"{"active":false,"status":"takendown"}"#,
+                repository(Reason::RepoTakenDown),
+            ),
+            (b"", 200, r#"{"active":false,"status":"throttled"}"#, Cause::Transient),
+            (b"", 200, r#"{"active":true}"#, Cause::Transient),
+            (b"", 200, "<html>", Cause::Transient),
+            (b"", 501, "", Cause::Transient),
+        ] {
+            let failure = after(body, status, answer);
+            assert_eq!(failure.cause, cause, "{status} {answer}");
+            assert_eq!(failure.last_error.is_none(), matches!(cause, Cause::Repository(_)));
+        }
+        let told = after(not_found, 200, r#"{"active":false,"status":"deactivated"}"#).detail;
+        assert_eq!(
+            told,
+            "repo_deactivated by getRepoStatus; getRepo: status 400: RepoNotFound: Could not find repo"
+        );
     }
 
     #[test]

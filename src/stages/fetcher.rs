@@ -3,10 +3,17 @@
 //! takes    FetchJob       capacity `fetch.concurrency`; its host's permit is already in hand, so it never waits for a host
 //! gives    FetchedCar     to the parser, keeping its place until the parser has one
 //! retries  what `net::answer` and `net::error` call transient or the host's fault; a cut or junk transfer
-//! gives up on what the host says it does not have, and on repositories larger than `limits.repo_bytes`
+//! gives up on what the host says it does not have, and on repositories larger than `limits.repo_bytes`; where its answer leaves
+//!          open why, `getRepoStatus` is asked too. The verdict stands only after the directory was asked afresh
 //!
 //! The permit goes back when the transfer ends; what the host said is told as soon as its first byte is there, so that a
 //! circuit closes at once. A full disk is waited out with the socket left unread: the host sees backpressure, nobody is blamed.
+//!
+//! A transfer that broke off is begun anew, never resumed. `Range` would need an answer that is the same bytes twice, and a strong
+//! validator that says so: the reference server sends no `ETag` and answers a range with the whole (measured). It writes a
+//! repository's blocks as they lie at that moment, so after a write in between the rest would belong to another tree.
+//! `since` is no resume either: a diff cannot be proven alone. What a break at 99% costs is one account's own retry: it waits for
+//! its delay on disk while its host's other accounts take their turns.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,6 +25,7 @@ use url::Url;
 use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::clock::Clock;
+use crate::domain::did::Did;
 use crate::domain::verdict::{Cause, Failure, HostSignal, LastError, Reason};
 use crate::limits::ERROR_BODY_BYTES_MAX;
 use crate::net::answer;
@@ -166,9 +174,57 @@ async fn fetch(
     let mut url = xrpc(&endpoint.url, "com.atproto.sync.getRepo");
     url.query_pairs_mut().append_pair("did", subject.did.as_str());
     let asking = Stopwatch::start();
-    let transferred = transfer(tools, ticket, &url, permit).await;
-    counted(asking, transferred.as_ref().err());
-    transferred
+    match transfer(tools, ticket, &url, permit).await {
+        Ok(transferred) => {
+            counted(asking, None);
+            Ok(transferred)
+        }
+        Err((news, leaves_open_why)) => {
+            counted(asking, Some(&news));
+            Err(match news {
+                News::Failed(failure) if leaves_open_why => {
+                    News::Failed(ask_why(tools, &subject.did, &endpoint.url, permit, failure).await)
+                }
+                news => news,
+            })
+        }
+    }
+}
+
+/// Asks for the repository's status, and gives `failure` in its light; an answer that says nothing changes nothing.
+async fn ask_why(
+    tools: &Tools,
+    did: &Did,
+    endpoint: &Url,
+    permit: &Permit,
+    failure: Failure,
+) -> Failure {
+    let mut url = xrpc(endpoint, "com.atproto.sync.getRepoStatus");
+    url.query_pairs_mut().append_pair("did", did.as_str());
+    let request =
+        Request { trust: Trust::Stranger, accept: "application/json", is_transfer: false };
+    let asking = Stopwatch::start();
+    permit.also_asked();
+    let lane = Lane::new(permit);
+    let response = match tools.client.get_by_turns(&url, &request, |host| lane.lead_to(host)).await
+    {
+        Ok(response) => response,
+        Err(error) => {
+            counted(asking, Some(&told(&lane, &error)));
+            return failure;
+        }
+    };
+    let (status, headers) = (response.status(), response.headers().clone());
+    let start = read_start(response, ERROR_BODY_BYTES_MAX).await;
+    let now_ms = tools.clock.wall_ms();
+    lane.said(answer::signal(status, &headers, &start, now_ms));
+    if status == 200 {
+        counted(asking, None);
+    } else {
+        let (failure, _) = answer::repo_outcome(status, &headers, &start, now_ms);
+        counted(asking, Some(&News::Failed(failure)));
+    }
+    answer::with_status(failure, status, &headers, &start)
 }
 
 /// Counts a request by how it failed, if it did. One that we ended ourselves will be sent again.
@@ -181,28 +237,29 @@ fn counted(asking: Stopwatch, failed: Option<&News>) {
     telemetry::requested(Service::Pds, outcome, asking);
 }
 
+/// Fetches it; a failure comes with whether it leaves open why.
 async fn transfer(
     tools: &Tools,
     ticket: &Ticket,
     url: &Url,
     permit: &Permit,
-) -> Result<(SpooledCar, Framed), News> {
+) -> Result<(SpooledCar, Framed), (News, bool)> {
     let request =
         Request { trust: Trust::Stranger, accept: "application/vnd.ipld.car", is_transfer: true };
     let lane = Lane::new(permit);
     let asked = tools.client.get_by_turns(url, &request, |host| lane.lead_to(host)).await;
-    let response = asked.map_err(|error| told(&lane, &error))?;
+    let response = asked.map_err(|error| (told(&lane, &error), false))?;
     let (status, headers) = (response.status(), response.headers().clone());
     if !answer::is_car(status, &headers) {
         let start = read_start(response, ERROR_BODY_BYTES_MAX).await;
         let now_ms = tools.clock.wall_ms();
         let (failure, signal) = answer::repo_outcome(status, &headers, &start, now_ms);
         lane.said(signal);
-        return Err(News::Failed(failure));
+        return Err((News::Failed(failure), answer::leaves_open_why(status, &start)));
     }
     let window = answer::rate_window(&headers, tools.clock.wall_ms());
     lane.said(HostSignal::Usable(window));
-    receive(tools, ticket, response).await
+    receive(tools, ticket, response).await.map_err(|news| (news, false))
 }
 
 /// Asks a host that was away how it is, before the only account left there is blamed for what follows.

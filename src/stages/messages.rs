@@ -94,6 +94,8 @@ pub enum Paced {
 pub enum PermitNews {
     /// What the host said; the permit is still out.
     Said(HostSignal),
+    /// One more request is sent under it: the host's next turn comes as much later.
+    AlsoAsked,
     /// The permit is back.
     Returned,
 }
@@ -156,6 +158,11 @@ impl Permit {
     /// Tells what the host said.
     pub fn said(&self, signal: HostSignal) {
         (self.desk)(&self.paced, PermitNews::Said(signal));
+    }
+
+    /// Tells that one more request is sent under it.
+    pub fn also_asked(&self) {
+        (self.desk)(&self.paced, PermitNews::AlsoAsked);
     }
 }
 

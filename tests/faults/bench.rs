@@ -211,6 +211,37 @@ impl Bench {
         series
     }
 
+    /// Evidence is kept of everything that is parked, short and clean, and `skyfill status DID` shows it.
+    fn assert_evidence(&self, lines: &[Line]) {
+        let ledger = rusqlite::Connection::open(self.data().join("state.db")).unwrap();
+        let select = "SELECT json_extract(rules, '$.detail') FROM accounts WHERE did = ?1";
+        let data = self.data().to_string_lossy().into_owned();
+        let mut shown = 0;
+        for (index, line) in
+            lines.iter().enumerate().filter(|(_, it)| !it.found.starts_with("done"))
+        {
+            let did = self.did(index);
+            let detail: String = ledger.query_row(select, [&did], |row| row.get(0)).unwrap();
+            let is_clean = !detail.chars().any(char::is_control);
+            assert!(
+                is_clean && (1..=200).contains(&detail.chars().count()),
+                "{}: {detail}",
+                line.kind
+            );
+            // A process each: some are enough.
+            if index.is_multiple_of(9) {
+                let status = ["status", &did, "--json", "--data-dir", &data];
+                let said =
+                    Self::skyfill().run(&status, Duration::from_secs(30)).expect_code(0).json();
+                assert_eq!(said["detail"], detail.as_str(), "{}", line.kind);
+                shown += 1;
+            }
+        }
+        assert!(
+            shown > 0 || lines.iter().all(|line| line.found.starts_with("done")) || lines.len() < 9
+        );
+    }
+
     /// Accounts that are not decided yet.
     fn left(&self) -> Vec<(Option<usize>, String)> {
         let is_left = |(_, end): &(String, String)| end.starts_with("waits");
@@ -357,6 +388,7 @@ pub fn run_cases(
         let line = Line::new(&case.kind, case.place, case.expected, found(index), bound_seconds);
         lines.push(Line { metric: case.series().join(" "), ..line });
     }
+    bench.assert_evidence(&lines);
     if lines.iter().all(|line| line.found == line.expected) {
         assert_counted(&cases, &series);
     }

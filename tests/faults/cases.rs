@@ -229,6 +229,62 @@ fn answers() -> Vec<Case> {
         case.requests = Some(1);
         cases.push(case);
     }
+    // What getRepo leaves open, getRepoStatus decides, if it says anything.
+    let inactive = |word: &str| {
+        let body = json!({"active": false, "status": word}).to_string();
+        with_headers(200, &[("content-type", "application/json")], body.as_bytes())
+    };
+    let (unnamed, gone) = (Fault::status(400), Fault::Error("RepoNotFound"));
+    for (kind, says, status, expected) in [
+        (
+            "RepoNotFound, deactivated by its status",
+            &gone,
+            inactive("deactivated"),
+            "repo_deactivated, -, 0 charged",
+        ),
+        (
+            "RepoNotFound, taken down by its status",
+            &gone,
+            inactive("takendown"),
+            "repo_taken_down, -, 0 charged",
+        ),
+        (
+            "RepoNotFound, suspended by its status",
+            &gone,
+            inactive("suspended"),
+            "repo_suspended, -, 0 charged",
+        ),
+        (
+            "RepoNotFound, deleted by its status",
+            &gone,
+            inactive("deleted"),
+            "repo_not_found, -, 0 charged",
+        ),
+        (
+            "RepoNotFound, no word on its status",
+            &gone,
+            Fault::status(500),
+            "repo_not_found, -, 0 charged",
+        ),
+        ("RepoNotFound, HTML for its status", &gone, Fault::HtmlOk, "repo_not_found, -, 0 charged"),
+        (
+            "status 400 alone, not found by its status",
+            &unnamed,
+            gone.clone(),
+            "repo_not_found, -, 0 charged",
+        ),
+        (
+            "status 400 alone, taken down by its status",
+            &unnamed,
+            inactive("takendown"),
+            "repo_taken_down, -, 0 charged",
+        ),
+        ("status 400 alone, 400 for its status", &unnamed, unnamed.clone(), HTTP_4XX),
+    ] {
+        let mut case = repo(kind, HEADERS, Then::Repeat, expected, says.clone());
+        case.server = Some(status);
+        cases.push(case);
+    }
     for (error, message) in
         [("InvalidRequest", "Could not find repo for DID: x"), ("NotFound", "Repo not found")]
     {

@@ -96,6 +96,7 @@ impl Directories {
         let Some(pace) = self.web.get_mut(host) else { return };
         match news {
             PermitNews::Said(signal) => pace.note(signal, now, chance),
+            PermitNews::AlsoAsked => {}
             PermitNews::Returned => pace.give_back(),
         }
     }

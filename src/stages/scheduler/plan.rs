@@ -146,6 +146,7 @@ impl Plan {
                     self.end_patience(None, Reason::DirectoryUnavailable, last_error);
                 }
             }
+            (Paced::Directory, PermitNews::AlsoAsked) => {}
             (Paced::Directory, PermitNews::Returned) => self.directories.give_back_plc(),
             (Paced::Web(host), news) => {
                 self.directories.web_news(host, &news, now.at, &self.chance);
@@ -156,6 +157,7 @@ impl Plan {
                     self.end_patience(Some(*id), Reason::HostUnavailable, last_error);
                 }
             }
+            (Paced::Host(id), PermitNews::AlsoAsked) => self.hosts.spend(*id, now.at),
             (Paced::Host(id), PermitNews::Returned) => self.hosts.returned(*id, now.at),
         }
     }

@@ -8,7 +8,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    clippy::print_stderr
+    clippy::print_stderr,
+    clippy::disallowed_methods
 )]
 
 #[path = "network/running.rs"]
@@ -468,4 +469,64 @@ fn follows(seeded: &Seeded, data: &Path) {
     let rows: u64 = counts(moved, "exported").values().sum();
     assert_eq!((this_run(&summary)[0], this_run(&summary)[2]), (1, rows));
     skyfill(&["verify", "--data-dir", data.to_str().unwrap()]).exits_with(0);
+}
+
+/// Answers of a server with this status.
+fn answered(seeded: &Seeded, server: &str, status: &str) -> u64 {
+    seeded.answers[server].get(status).copied().unwrap_or(0)
+}
+
+#[test]
+fn with_rate_limits_on_and_the_directorys_own_export_it_finishes_without_a_single_429() {
+    let network = Network::shared();
+    let seeded = network.turn();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    // Those of the host with rate limits, and those that only the directory knows.
+    let is_chosen = |account: &&Account| account.endpoint.as_ref() != Some(&seeded.hosts[0]);
+    let chosen: Vec<&Account> = seeded.accounts.iter().filter(is_chosen).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let has_limits = runtime.block_on(async {
+        let _already_installed = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("{}/xrpc/com.atproto.server.describeServer", seeded.hosts[1]);
+        client.get(url).send().await.unwrap().headers().contains_key("ratelimit-remaining")
+    });
+    assert!(has_limits, "the second host limits nobody");
+
+    let list = folder.path().join("dids.txt");
+    let dids: Vec<&str> = chosen.iter().map(|account| account.did.as_str()).collect();
+    std::fs::write(&list, dids.join("\n")).unwrap();
+    let export = format!("{}/export", seeded.plc);
+    let (list, directory) = (list.to_str().unwrap(), data.to_str().unwrap());
+    let mut arguments = vec!["identities", "--from", &export, "--dids-file", list, "--json"];
+    arguments.extend(["--plc-url", &seeded.plc, "--data-dir", directory]);
+    let told = skyfill(&arguments).exits_with(0).json();
+    println!("{told}");
+    assert_eq!(told["malformed"], 0);
+    assert!(told["lines"].as_u64() > Some(seeded.accounts.len() as u64));
+
+    let before = network.counted();
+    // The endpoints are plain http on loopback: without leave they cannot be taken from the export.
+    assert_eq!(told["resolved"], 0);
+    arguments.extend(["--allow-network", "127.0.0.0/8", "--allow-network", "::1/128"]);
+    let told = skyfill(&arguments).exits_with(0).json();
+    println!("{told}");
+    let done: Vec<&Account> = chosen.iter().copied().filter(|account| account.is_done()).collect();
+    assert_eq!(told["resolved"], done.len());
+    let summary = backfill(&seeded, &data, &chosen, &[], 3);
+    check_summary(&summary, &chosen);
+    compare(&seeded, &expected_rows(chosen.iter().copied(), false), &queued_rows(&data));
+    let after = network.counted();
+    for account in done {
+        let asked = |seeded: &Seeded| seeded.asked.get(&account.did).copied().unwrap_or(0);
+        // Its new host serves what its old one signed: only the directory's log has that key.
+        let wanted = if account.name == "x-moved-silent" { 1 } else { 0 };
+        assert_eq!(asked(&after) - asked(&before), wanted, "{}: documents", account.name);
+    }
+    for server in ["a", "b", "plc"] {
+        println!("{server}: {:?}", after.answers[server]);
+        assert_eq!(answered(&after, server, "429"), 0, "{server}");
+    }
+    assert!(answered(&after, "b", "200") > answered(&before, "b", "200"));
 }

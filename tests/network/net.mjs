@@ -2,10 +2,11 @@
 //
 //   OUT=net.json node net.mjs     prints one line of JSON when net.json is complete; stops on TERM, INT, HUP
 //   `move` on stdin               moves x-moving, so far deactivated, to the other host; net.json and one line follow again
+//   `count` on stdin              writes net.json anew: what was answered and asked for so far
 //   EXIT_ON_EOF=1                 stops also when stdin closes, so that no test can leave it behind
 //   DATA_DIR=folder               where the servers keep their files; they are removed at the end
 //
-// net.json: { plc, hosts, window, accounts: [{ name, did, handle, endpoint, end, reason, rev, commit, records }] }, each record
+// net.json: { plc, hosts, window, answers: { a, b, plc: by status }, asked: { did: documents }, accounts: [{ name, did, handle, endpoint, end, reason, rev, commit, records }] }, each record
 // as { key, value, cid, verdict, queue, reason, inside, row } of expect.mjs. `end` is done or parked; only done accounts have
 // records, because nothing of the others may be exported.
 
@@ -256,7 +257,7 @@ async function seed() {
 async function report(accounts, fields) {
   const summaries = []
   for (const account of accounts) summaries.push(await account.summary())
-  const net = { plc: directory.url, hosts: [A.endpoint, B.endpoint], window: WINDOW, accounts: summaries }
+  const net = { plc: directory.url, hosts: [A.endpoint, B.endpoint], window: WINDOW, answers: { a: A.answers, b: B.answers, plc: directory.answers }, asked: directory.asked, accounts: summaries }
   fs.writeFileSync(`${OUT}.tmp`, JSON.stringify(net))
   fs.renameSync(`${OUT}.tmp`, OUT)
   const records = summaries.reduce((sum, account) => sum + account.records.length, 0)
@@ -277,6 +278,7 @@ async function obey(order, net) {
     await arrive(moving)
     await report(accounts, { moved: moving.did })
   }
+  if (order === 'count') await report(accounts, { counted: true })
   return net
 }
 

@@ -1,6 +1,7 @@
 //! What runs outside the test: node with the real network, and the skyfill binary. Both are waited for by events with a
 //! bound, both are ended through their own handles, and what they wrote to stderr is shown when a test fails.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write as _};
@@ -22,9 +23,15 @@ const STEP_SECONDS: u64 = 60;
 const COMMAND_SECONDS: u64 = 180;
 
 /// `net.json`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Seeded {
     pub plc: String,
+    /// PDSes, the second one with rate limits.
+    pub hosts: Vec<String>,
+    /// Answers so far by server (`a`, `b`, `plc`) and status.
+    pub answers: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Requests for documents so far, by DID.
+    pub asked: BTreeMap<String, u64>,
     pub accounts: Vec<Account>,
 }
 
@@ -122,7 +129,7 @@ impl Network {
                     writeln!(sink.lock().unwrap_or_else(PoisonError::into_inner), "{line}");
             }
         });
-        let seeded = Mutex::new(Seeded { plc: String::new(), accounts: Vec::new() });
+        let seeded = Mutex::new(Seeded::default());
         let network = Self { seeded, folder, node, stdin, lines, errors };
         println!("network: {}", network.line(SEED_SECONDS));
         *network.turn() = network.read();
@@ -138,6 +145,14 @@ impl Network {
     pub fn move_account(&self) -> Seeded {
         let mut stdin = self.stdin.lock().unwrap();
         writeln!(stdin.as_mut().unwrap(), "move").unwrap();
+        println!("network: {}", self.line(STEP_SECONDS));
+        self.read()
+    }
+
+    /// What was answered and asked for so far.
+    pub fn counted(&self) -> Seeded {
+        let mut stdin = self.stdin.lock().unwrap();
+        writeln!(stdin.as_mut().unwrap(), "count").unwrap();
         println!("network: {}", self.line(STEP_SECONDS));
         self.read()
     }

@@ -2,7 +2,8 @@
 //
 // A socket is bound before its server exists and handed to it then: no port is guessed and none is taken twice.
 // The directory's npm release is from 2023 and writes DID documents in their old form. Documents are therefore answered here,
-// from its real operation log, in the form that plc.directory serves today; for the DIDs in `legacy` it answers itself.
+// from its real operation log, in the form that plc.directory serves today; for the DIDs in `legacy` it answers itself. Its
+// `/export` is its own, over the operations that its memory holds. What each server has answered is counted by status.
 
 import { createRequire } from 'node:module'
 import { once } from 'node:events'
@@ -26,24 +27,36 @@ async function bind() {
   return { server, port: server.address().port }
 }
 
-// `app` will listen on `server`; requests that `first` answers never reach it.
+// `app` will listen on `server`; requests that `first` answers never reach it. Gives its answers by status, while they come.
 function settle(app, server, first = async () => false) {
-  const answer = async (request, response) => (await first(request, response)) || app(request, response)
+  const answers = {}
+  const answer = async (request, response) => {
+    response.on('finish', () => (answers[response.statusCode] = (answers[response.statusCode] ?? 0) + 1))
+    return (await first(request, response)) || app(request, response)
+  }
   app.listen = () => {
     server.on('request', (request, response) => answer(request, response).catch((error) => response.destroy(error)))
     setImmediate(() => server.emit('listening'))
     return server
   }
+  return answers
 }
 
 // { url, legacy, stop }: the directory; DIDs in the set `legacy` get the npm release's own answers.
 export async function startDirectory() {
   const { server, port } = await bind()
   const db = new MockDatabase()
+  // The release gives an empty page where it runs in memory.
+  db.exportOps = async (count, after) => {
+    const all = Object.values(db.contents).flat().filter(({ createdAt }) => !after || createdAt > after)
+    return all.sort((a, b) => a.createdAt - b.createdAt).slice(0, count).map((entry) => ({ ...entry, cid: entry.cid.toString() }))
+  }
   const directory = PlcServer.create({ db, port })
   const legacy = new Set()
-  settle(directory.app, server, async (request, response) => {
+  const asked = {}
+  const answers = settle(directory.app, server, async (request, response) => {
     const did = decodeURIComponent(request.url.slice(1))
+    if (request.method === 'GET' && did.startsWith('did:plc:')) asked[did] = (asked[did] ?? 0) + 1
     const operation = request.method === 'GET' && /^did:plc:[^/]+$/.test(did) && !legacy.has(did) && (await db.lastOpForDid(did))
     if (!operation) return false
     const isGone = operation.type === 'plc_tombstone'
@@ -52,7 +65,7 @@ export async function startDirectory() {
     return true
   })
   await directory.start()
-  return { url: `http://127.0.0.1:${port}`, legacy, stop: () => directory.destroy() }
+  return { url: `http://127.0.0.1:${port}`, legacy, asked, answers, stop: () => directory.destroy() }
 }
 
 function document(did, operation) {
@@ -92,9 +105,9 @@ export class Host {
       crawlers: [],
     }
     const pds = await PDS.create(envToCfg(settings), envToSecrets(settings))
-    settle(pds.app, server)
+    const answers = settle(pds.app, server)
     await pds.start()
-    return new Host(pds, name, port, settings.serviceDid)
+    return Object.assign(new Host(pds, name, port, settings.serviceDid), { answers })
   }
 
   constructor(pds, name, port, did) {

@@ -62,6 +62,11 @@ pub const SYNC: &str = "
 /// [`StoreError::Config`] for a newer schema, [`StoreError`] otherwise.
 pub fn open(path: &Path, chance: &Chance) -> Result<(Connection, bool), StoreError> {
     let failed = |error| StoreError::sqlite(path, error);
+    // SQLite would follow it, and refuse one in any folder above too if it were told not to.
+    if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
+        let text = format!("{}: is a symbolic link: put the file itself there", path.display());
+        return Err(StoreError::Permission(text));
+    }
     let connection = Connection::open(path).map_err(failed)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .map_err(|error| StoreError::io(path, error))?;

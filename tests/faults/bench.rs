@@ -297,8 +297,9 @@ fn assert_counted(cases: &[Case], series: &HashMap<String, f64>) {
     for (name, value) in series.iter().filter(|(name, _)| is_open(name)) {
         let least = wanted.get(name).copied().unwrap_or(0.0);
         let is_exact = name.starts_with("skyfill_parked") || least == 0.0;
-        // An answer that is looked at twice, or a redirect too many, has no error of its own.
-        let is_free = name.contains("\"other\"");
+        // An answer that is looked at twice, or a redirect too many, has no error of its own; and on a busy machine a good
+        // request may come to its time limit, which is tried again uncharged.
+        let is_free = name.contains("\"other\"") || name.contains("\"timeout\"");
         assert!(
             if is_exact && !is_free { *value == least } else { *value >= least },
             "{name} is {value}, {least} cases move it"

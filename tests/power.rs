@@ -26,7 +26,7 @@ mod support;
 #[path = "power/trace.rs"]
 mod trace;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -157,6 +157,43 @@ fn counts(ops: &[Op]) -> [usize; 5] {
     ]
 }
 
+/// Before a segment is removed, everybody has synced what it brought: every queue file all that it wrote, the ledger what
+/// it wrote since the segment was there.
+fn assert_synced_before_forgotten(ops: &[Op]) {
+    let (mut wals, mut written, mut synced) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let (mut sealed, mut forgotten) = (HashMap::new(), 0);
+    for (index, op) in ops.iter().enumerate() {
+        match op {
+            Op::Create { path, file } if path.to_string_lossy().ends_with(".db-wal") => {
+                wals.insert(*file, path.clone());
+            }
+            Op::Write { file, .. } => {
+                written.insert(*file, index);
+            }
+            Op::Sync { file, covers } => {
+                synced.insert(*file, *covers);
+            }
+            Op::Rename { to, .. } => {
+                sealed.insert(to.clone(), index);
+            }
+            Op::Remove { path } if sealed.contains_key(path) => {
+                forgotten += 1;
+                for (wal, name) in &wals {
+                    let covered = synced.get(wal).copied().unwrap_or(0);
+                    let is_ledger = name.ends_with("state.db-wal");
+                    let last = if is_ledger { sealed.get(path) } else { written.get(wal) };
+                    let is_synced = last.is_none_or(|last| covered > *last);
+                    let what =
+                        format!("{} removed before {} was synced", path.display(), name.display());
+                    assert!(is_synced, "operation {index}: {what}");
+                }
+            }
+            _ => {}
+        }
+    }
+    assert!(forgotten >= 3, "{forgotten} segments were forgotten");
+}
+
 #[test]
 fn power_lost_at_any_operation_loses_nothing_and_doubles_nothing() {
     if !has_strace() {
@@ -179,6 +216,7 @@ fn power_lost_at_any_operation_loses_nothing_and_doubles_nothing() {
         "{writes} writes, {syncs} syncs of files, {folder_syncs} of folders, {renames} renames, {removals} removals"
     );
     assert!(writes > 100 && syncs > 30 && folder_syncs >= 5 && renames >= 3 && removals >= 3);
+    assert_synced_before_forgotten(&reader.ops);
     job.network.faults().assert_fired(&["slow_headers"]);
     job.network.faults().heal();
     lose_power_everywhere(&job, &reader.ops, "in a run that ends well");

@@ -5,7 +5,7 @@
 //! ```
 //! It works on, counts and exits by exactly the DIDs it was given, including those decided before; others in the ledger rest.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -151,10 +151,15 @@ fn write(
     run: &Run,
     out: &mut dyn Write,
 ) -> Result<Counts, CommandError> {
-    if order.json {
-        summary::write_json(reader, run, out)?;
+    let written = if order.json {
+        summary::write_json(reader, run, out)
     } else {
-        summary::write_text(reader, run, &order.settings.data_dir.join("queue"), out)?;
+        summary::write_text(reader, run, &order.settings.data_dir.join("queue"), out)
+    };
+    match written {
+        // Whoever read it has what they wanted; the work is done all the same.
+        Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {}
+        written => written?,
     }
     Ok(reader.counts()?)
 }

@@ -261,6 +261,10 @@ mod tests {
         }
     }
 
+    fn one_in(times: u64, chance: &Chance) -> bool {
+        chance.bits().is_multiple_of(times)
+    }
+
     fn random_failure(chance: &Chance, now: i64, mood: u64) -> Event {
         let causes = [
             Cause::Terminal(Reason::NoPds),
@@ -277,10 +281,10 @@ mod tests {
             Cause::Directory,
         ];
         // Mostly the same kind for one account, so that attempts and patience have a chance to end.
-        let kind = if chance.bits() % 8 > 0 { mood } else { chance.bits() };
+        let kind = if !one_in(8, chance) { mood } else { chance.bits() };
         let cause = causes[(kind % causes.len() as u64) as usize];
         let ago = (chance.bits() % 2_000_000) as i64;
-        let host_usable_ms = (chance.bits() % 3 > 0).then(|| now - ago);
+        let host_usable_ms = (!one_in(3, chance)).then(|| now - ago);
         let failure = Failure::new(cause, Some(LastError::Timeout), "evidence");
         Event::Failed { failure, host_usable_ms }
     }
@@ -295,24 +299,24 @@ mod tests {
         };
         match chance.bits() % 40 {
             0..=7 => Event::LeasedToResolve,
-            8..=14 => Event::LeasedToFetch { alone: chance.bits() % 4 > 0 && model.deaths >= 3 },
+            8..=14 => Event::LeasedToFetch { alone: !one_in(4, chance) && model.deaths >= 3 },
             15..=19 => {
-                Event::Resolved(identity(if chance.bits() % 4 > 0 { 0 } else { chance.bits() }))
+                Event::Resolved(identity(if !one_in(4, chance) { 0 } else { chance.bits() }))
             }
             20..=23 => Event::BodyBegun,
-            24 if chance.bits() % 8 == 0 => Event::Exported,
-            25 => Event::Lost { crashed: chance.bits() % 2 == 0 },
+            24 if one_in(8, chance) => Event::Exported,
+            25 => Event::Lost { crashed: one_in(2, chance) },
             26 => Event::GivenBack,
             27 | 28 => Event::ProcessDied,
-            29 if chance.bits() % 4 == 0 => Event::Retry,
+            29 if one_in(4, chance) => Event::Retry,
             30 => Event::TooLargeForNow,
-            31 if chance.bits() % 4 == 0 => Event::NotBefore(now + (chance.bits() % 60_000) as i64),
-            32 if chance.bits() % 16 == 0 => Event::PatienceEnded {
+            31 if one_in(4, chance) => Event::NotBefore(now + (chance.bits() % 60_000) as i64),
+            32 if one_in(16, chance) => Event::PatienceEnded {
                 reason: Reason::HostUnavailable,
                 last_error: None,
                 detail: String::new(),
             },
-            33 if chance.bits() % 4 == 0 => Event::Again,
+            33 if one_in(4, chance) => Event::Again,
             34..=36 => Event::Due,
             _ => random_failure(chance, now, mood),
         }
@@ -354,7 +358,7 @@ mod tests {
             if model.is_decided() && !was_decided {
                 *ends.entry(format!("{:?}", model.word)).or_insert(0) += 1;
             }
-            if model.is_decided() && chance.bits() % 8 == 0 {
+            if model.is_decided() && one_in(8, &chance) {
                 (account, model, mood) = (Account::default(), Model::default(), chance.bits());
             }
         }
@@ -372,6 +376,6 @@ mod tests {
             "HostUnavailable",
         ];
         let is_taken = |way: &&str| ends.keys().any(|end| end.contains(*way));
-        assert!(ways.iter().all(|way| is_taken(&way)), "{ends:?}");
+        assert!(ways.iter().all(|way| is_taken(way)), "{ends:?}");
     }
 }

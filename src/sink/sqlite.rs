@@ -167,6 +167,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_goes_on_at_its_position_within_a_segment() {
+        let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let labels = ["post".to_owned()];
+        let known = HashMap::from([("post".to_owned(), Position { segment: 1, item: 1 })]);
+        let mut queues =
+            SqliteQueues::open(folder.path(), ID, &labels, 1_000, known, Clock::system()).unwrap();
+        queues.apply(&segment(journal.path(), 1, &[("one", 0), ("two", 0)])).unwrap();
+        let wanted = ["[\"one 0 2\"]", "[\"two 0 1\"]", "[\"two 0 2\"]"];
+        assert_eq!(payloads(folder.path()), wanted);
+    }
+
+    #[test]
     fn an_export_that_two_segments_bring_is_taken_once() {
         let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let open = || {

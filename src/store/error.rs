@@ -80,8 +80,8 @@ impl StoreError {
         let path = path.to_owned();
         match code {
             Some(rusqlite::ErrorCode::DiskFull) => Self::full(path),
-            // SQLite has one code for every failed write; a limit on file sizes is the one that passes.
-            Some(rusqlite::ErrorCode::SystemIoFailure) if reaches_size_limit(&path, &source) => {
+            // SQLite has one code for every failed write; those that space would mend are told apart.
+            Some(rusqlite::ErrorCode::SystemIoFailure) if wants_space(&path, &source) => {
                 Self::full(path)
             }
             Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
@@ -106,11 +106,14 @@ impl StoreError {
     }
 }
 
-/// Whether a write failed because the database or its WAL is as long as a file may be (`RLIMIT_FSIZE`).
-fn reaches_size_limit(database: &Path, source: &rusqlite::Error) -> bool {
-    let is_write = source
-        .sqlite_error()
-        .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE);
+/// Whether SQLite's general I/O error means that there is no space: for its index of the WAL, or because the database or its
+/// WAL is as long as a file may be (`RLIMIT_FSIZE`).
+fn wants_space(database: &Path, source: &rusqlite::Error) -> bool {
+    let code = source.sqlite_error().map(|error| error.extended_code);
+    if code == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+        return free_bytes(database).is_some_and(|free| free < INDEX_BYTES);
+    }
+    let is_write = code == Some(rusqlite::ffi::SQLITE_IOERR_WRITE);
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
     let Some(limit) = limit.filter(|_| is_write) else { return false };
     ["", "-wal"].iter().any(|ending| {
@@ -119,6 +122,9 @@ fn reaches_size_limit(database: &Path, source: &rusqlite::Error) -> bool {
         std::fs::metadata(path).is_ok_and(|file| file.len() + LARGEST_WRITE_BYTES > limit)
     })
 }
+
+/// With less than this free, an index of the WAL that cannot grow (by 32 KiB) wants space.
+const INDEX_BYTES: u64 = 1 << 20;
 
 /// The most that SQLite writes at once: a page and the head of its frame.
 const LARGEST_WRITE_BYTES: u64 = (64 << 10) + 24;

@@ -36,6 +36,8 @@ pub struct Journal {
     /// Sealed segments that are not forgotten, with their bytes.
     sealed: BTreeMap<u64, u64>,
     group: Option<Part>,
+    /// A sync or rename has failed: what is durable is known to nobody but the next start.
+    is_broken: bool,
 }
 
 /// A segment that is being written.
@@ -113,6 +115,7 @@ impl Journal {
             next_part: 0,
             sealed,
             group: None,
+            is_broken: false,
         })
     }
 
@@ -349,6 +352,11 @@ impl Journal {
     }
 
     fn seal(&mut self, mut part: Part) -> Result<(), Box<(Part, JournalError)>> {
+        if self.is_broken {
+            let (path, why) = (self.folder.file(&part.name), "an earlier sync or rename failed");
+            let error = StoreError::Io { path, source: std::io::Error::other(why) };
+            return Err(Box::new((part, error.into())));
+        }
         let end = part.file.bytes();
         let table =
             Table { labels: self.labels.clone(), accounts: std::mem::take(&mut part.accounts) };
@@ -363,12 +371,14 @@ impl Journal {
         // Everything is written, nothing is durable: recovery deletes the part.
         crash_point!(PartWrittenBeforeSync);
         if let Err(error) = part.file.sync() {
+            self.is_broken = true;
             return Err(Box::new((part, fatal(error))));
         }
         // The bytes are durable under the part's name: recovery deletes the part.
         crash_point!(PartSyncedBeforeRename);
         let number = self.next_number;
         if let Err(error) = self.folder.rename(&part.name, &segment_name(number)) {
+            self.is_broken = true;
             return Err(Box::new((part, fatal(error))));
         }
         // Committed. The ledger does not know yet: recovery applies the segment.

@@ -208,6 +208,16 @@ mod tests {
                 assert!(failed.is_some() || seen.failed == ["remove"], "{at}: {:?}", seen.failed);
                 let is_named = matches!(&failed, Some(JournalError::Store(StoreError::Io { path, .. })) if path.starts_with(folder.path()));
                 assert!(failed.is_none() || is_named, "{at}: {failed:?}");
+                // Whoever tries again after that commits nothing: the bytes of a failed sync may be gone although the
+                // next sync succeeds.
+                if ["sync", "rename", "sync folder"].contains(&seen.failed[0]) {
+                    let before = std::fs::read_dir(folder.path()).unwrap().count();
+                    assert!(work.take(Step::Append("late")).is_ok());
+                    assert!(work.take(Step::Seal).is_err(), "{at}: sealed after {:?}", seen.failed);
+                    let after = std::fs::read_dir(folder.path()).unwrap().count();
+                    assert!(after <= before + 1, "{at}: only an open group may have been added");
+                    door::renew(None);
+                }
                 // What a sync that failed was asked for is not trusted: it may be lost although the cache shows it.
                 for loss in losses(at) {
                     let left = tempfile::tempdir().unwrap();
@@ -229,16 +239,23 @@ mod tests {
             door::renew(None);
             let mut work = Work::new(folder.path());
             door::renew(Some(Failing { at, persistent: false, errno: ENOSPC }));
-            let mut ended = None;
+            let (mut ended, mut has_waited) = (None, false);
             for step in STEPS {
                 let first = work.take(step);
                 let done = match first {
-                    Err(error) if is_full(&error) => work.take(step),
+                    Err(error) if is_full(&error) => {
+                        has_waited = true;
+                        work.take(step)
+                    }
                     done => done,
                 };
                 if let Err(error) = done {
                     ended = Some(error);
                     break;
+                }
+                // Nothing is open now, so that another look at the folder takes nothing away.
+                if matches!(step, Step::Seal) {
+                    work.check(folder.path(), usize::MAX, &format!("no space at {at}, {step:?}"));
                 }
             }
             let seen = door::renew(None);
@@ -249,6 +266,7 @@ mod tests {
             // A sync or rename is never tried again, not even on a full disk.
             let is_final = ["sync", "rename", "sync folder"].contains(failed);
             assert_eq!(ended.is_some(), is_final, "{at}: {failed}: {ended:?}");
+            assert!(!(is_final && has_waited), "{at}: {failed} was to be tried again");
             work.check(folder.path(), seen.ops.len(), &format!("{failed} at {at} found no space"));
         }
     }

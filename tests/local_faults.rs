@@ -1,0 +1,294 @@
+//! Faults of the machine below the real binary (TORTURE.md, E): little space again and again, limits on file sizes, descriptors and
+//! memory, SQLite files that are held, cut or gone, a log that nobody reads. What is said, how it ends, and that afterwards nothing is lost,
+//! doubled or torn. Full and read-only disks are also in tests/bad_input.rs, single failing calls in tests/disk_errors.rs.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use support::faults::{Fault, Place, Target, Then};
+use support::job::{Job, PATIENCE, number_from};
+use support::judge::queue_path;
+use support::proc::{Running, Skyfill};
+use support::world::{Records, Shape};
+
+fn job(seed: u64, accounts: usize, records: usize, more: &[&str]) -> Job {
+    let shape = Shape { seed, accounts, hosts: 2, records: Records::Fixed(records), odd: false };
+    Job::new(env!("CARGO_BIN_EXE_skyfill"), &shape, more)
+}
+
+fn slow(job: &Job, millis: u64) {
+    let slow = Fault::SlowHeaders(Duration::from_millis(millis));
+    job.network.faults().script(Place::Repo, Target::Any, [slow], Then::Repeat);
+}
+
+/// Under limits that `prlimit` sets.
+fn limited(job: &Job, limits: &[&str], data: &Path) -> Running {
+    let limits = limits.iter().map(|it| (*it).to_owned());
+    Skyfill::new("prlimit").spawn(&limits.chain(job.command(data)).collect::<Vec<_>>())
+}
+
+fn wait_until(running: &Running, what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what} never came: {}", running.stderr());
+        let ended = running.wait(Duration::from_millis(10));
+        assert!(ended.is_none() || is_so(), "{what} never came: {ended:#?}");
+    }
+}
+
+/// `$1` size, `$2` mount point, `$3` orders, then the command; it runs `first` and every time that `again` asks for it.
+const ON_A_SMALL_DISK: &str = r#"
+size=$1 disk=$2 orders=$3; shift 3
+mount -t tmpfs -o size=$size,mode=750 skyfill "$disk" || exit 99
+[ ! -e "$orders/full" ] || cat /dev/zero > "$disk/filler" 2>/dev/null
+( while [ ! -e "$orders/stop" ]; do
+    if [ -e "$orders/fill" ]; then cat /dev/zero > "$disk/filler" 2>/dev/null; rm "$orders/fill"; fi
+    if [ -e "$orders/free" ]; then rm -f "$disk/filler" "$orders/free"; fi
+    sleep 0.02
+  done ) &
+"$@"
+code=$?
+touch "$orders/stop"; wait
+cp -a "$disk/data" "$orders/data"
+exit $code
+"#;
+
+struct SmallDisk {
+    orders: PathBuf,
+    running: Running,
+}
+
+impl SmallDisk {
+    /// `None` where the system gives no namespaces.
+    fn start(job: &Job, size: &str, is_full: bool) -> Option<Self> {
+        let (disk, orders) = (job.path("disk"), job.path("orders"));
+        std::fs::create_dir_all(&disk).unwrap();
+        std::fs::create_dir_all(&orders).unwrap();
+        if is_full {
+            std::fs::write(orders.join("full"), "").unwrap();
+        }
+        let probe = std::process::Command::new("unshare").args(["-Urm", "true"]).status();
+        if !probe.is_ok_and(|status| status.success()) {
+            println!("no user and mount namespaces here: a disk of its own cannot be had");
+            return None;
+        }
+        let mut command: Vec<String> =
+            ["-Urm", "sh", "-c", ON_A_SMALL_DISK, "sh", size].map(str::to_owned).to_vec();
+        command.extend([&disk, &orders].map(|path| path.to_str().unwrap().to_owned()));
+        command.extend(job.command(&disk.join("data")));
+        Some(Self { orders, running: Skyfill::new("unshare").spawn(&command) })
+    }
+
+    fn order(&self, what: &str) {
+        std::fs::write(self.orders.join(what), "").unwrap();
+        wait_until(&self.running, what, || !self.orders.join(what).exists());
+    }
+
+    fn says(&self, what: &str, times: usize) {
+        wait_until(&self.running, what, || self.running.stderr().matches(what).count() >= times);
+    }
+
+    fn finish(self, job: &Job) {
+        let finished = self.running.finish(PATIENCE);
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        job.verdict(&self.orders.join("data")).assert_clean();
+    }
+}
+
+#[test]
+fn a_disk_that_is_filled_and_freed_again_and_again_costs_only_time() {
+    let cycles = if number_from("SKYFILL_LONG", 0) > 0 { 20 } else { 3 };
+    let job = job(81, 10 * cycles, 30, &["--batch-size", "2"]);
+    slow(&job, 250);
+    let Some(disk) = SmallDisk::start(&job, "128m", false) else { return };
+    disk.says("accounts listed", 1);
+    for cycle in 1..=cycles {
+        disk.order("fill");
+        disk.says("the disk is full, everything waits", cycle);
+        disk.order("free");
+        disk.says("there is space again, going on", cycle);
+    }
+    let told = disk.running.stderr();
+    assert!(
+        told.lines().filter(|it| it.contains("is full")).all(|it| it.contains("bytes are free"))
+    );
+    disk.finish(&job);
+    println!("{cycles} times full and free again: 0 lost, 0 doubled, 0 torn");
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_very_start_is_waited_for() {
+    let job = job(82, 4, 20, &[]);
+    let Some(disk) = SmallDisk::start(&job, "64m", true) else { return };
+    disk.says("the disk is full, everything waits", 1);
+    assert!(disk.running.wait(Duration::from_millis(1_500)).is_none());
+    assert_eq!(job.network.plc.requests(), 0, "nobody was asked before there was space");
+    disk.order("free");
+    disk.says("there is space again, going on", 1);
+    disk.finish(&job);
+}
+
+#[test]
+fn a_run_does_not_wait_for_space_that_its_own_logs_hold() {
+    // Rows of about 45 MB. Seven WALs of 8 to 24 MB, segments and files do not fit beside each other.
+    let job = job(83, 12, 7_000, &["--set", "fetch.first_byte_timeout=2m", "--batch-size", "2"]);
+    let size = std::env::var("SKYFILL_SIZE").unwrap_or("128m".to_owned());
+    let Some(disk) = SmallDisk::start(&job, &size, false) else { return };
+    let Some(_) = disk.running.wait(Duration::from_secs(60)) else {
+        panic!("it waits for ever: {}", disk.running.stderr());
+    };
+    disk.finish(&job);
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_a_full_disk_and_not_the_end() {
+    let job = job(84, 6, 400, &["--batch-size", "1"]);
+    let data = job.path("data");
+    // A page of 64 KiB more than new queue files have.
+    let running = limited(&job, &["--fsize=524288:unlimited"], &data);
+    wait_until(&running, "the limit", || running.stderr().contains("the disk is full"));
+    assert!(running.wait(Duration::from_millis(1_200)).is_none(), "{}", running.stderr());
+    let pid = running.pid().to_string();
+    let lifted =
+        std::process::Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+    assert!(lifted.unwrap().success());
+    let finished = running.finish(PATIENCE);
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    job.verdict(&data).assert_clean();
+}
+
+#[test]
+fn few_descriptors_end_it_by_name_at_worst() {
+    let job = job(85, 60, 20, &["--set", "fetch.host_concurrency=64", "--set", "retry.base=100ms"]);
+    slow(&job, 200);
+    let data = job.path("data");
+    let finished = limited(&job, &["--nofile=64"], &data).finish(PATIENCE);
+    // Where no file can be opened any more it ends by name; nobody is charged or parked for that, and the next run goes on.
+    let is_named = finished.stderr.contains("Too many open files")
+        && finished.stderr.contains(data.to_str().unwrap());
+    assert!(finished.code == Some(0) || (finished.code == Some(74) && is_named), "{finished:#?}");
+    println!("64 descriptors: exit code {:?}", finished.code);
+    assert_eq!(job.run(&data).code, Some(0));
+    job.verdict(&data).assert_clean();
+}
+
+#[test]
+fn memory_that_cannot_be_had_ends_nothing_within_the_budget() {
+    // Address space, not memory, is what RLIMIT_AS counts: threads' stacks and arenas are most of it.
+    let job = job(86, 20, 2_000, &["--set", "limits.memory=64MiB"]);
+    let data = job.path("data");
+    let finished = limited(&job, &["--as=2147483648"], &data).finish(PATIENCE);
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    assert!(finished.usage.anonymous_peak_bytes < 128 << 20, "{:?}", finished.usage);
+    job.verdict(&data).assert_clean();
+}
+
+#[test]
+fn a_queue_that_somebody_holds_is_waited_for_without_spinning() {
+    let long = number_from("SKYFILL_LONG", 0) > 0;
+    for held in if long { &[100, 5_000, 60_000][..] } else { &[100, 5_000] } {
+        let job = job(87, 6, 30, &["--batch-size", "2"]);
+        slow(&job, 300);
+        let data = job.path("data");
+        let running = job.skyfill().spawn(&job.arguments(&data));
+        let path = queue_path(&data, "post");
+        wait_until(&running, "a queue", || {
+            path.exists()
+                && rusqlite::Connection::open(&path)
+                    .is_ok_and(|it| it.prepare("SELECT * FROM queue").is_ok())
+        });
+        let holder = rusqlite::Connection::open(&path).unwrap();
+        holder.busy_timeout(Duration::from_secs(10)).unwrap();
+        holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let before = running.usage().cpu_seconds();
+        let ended = running.wait(Duration::from_millis(*held));
+        assert!(
+            ended.is_none() || *held < 1_000,
+            "it ended although it could not write: {ended:#?}"
+        );
+        let used = running.usage().cpu_seconds() - before;
+        holder.execute_batch("ROLLBACK").unwrap();
+        let finished = running.finish(PATIENCE);
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        assert!(*held < 60_000 || finished.stderr.contains("holds the queue's write lock"));
+        // A debug build's ordinary work is in it too.
+        assert!(used < 2.5, "{used} CPU-seconds in {held} ms");
+        job.verdict(&data).assert_clean();
+    }
+}
+
+/// A data directory as a kill leaves it: with WALs that hold the newest rows.
+fn killed(job: &Job, data: &Path) {
+    let crash = job.skyfill().env("SKYFILL_CRASH_AT", "SegmentAppliedBeforeSettle:2");
+    let crashed = crash.run(&job.arguments(data), PATIENCE);
+    assert_eq!(crashed.signal, Some(6), "{crashed:#?}");
+}
+
+#[test]
+fn a_wal_that_is_cut_or_gone_is_never_a_loss_of_what_was_settled_and_a_corrupt_file_is_named() {
+    if cfg!(not(debug_assertions)) {
+        return;
+    }
+    let job = job(88, 6, 30, &["--batch-size", "1"]);
+    slow(&job, 200);
+    let wal = |data: &Path, label: &str| {
+        let mut path = queue_path(data, label).into_os_string();
+        path.push("-wal");
+        PathBuf::from(path)
+    };
+    // Nothing was settled yet, so the segments are still there and bring what a WAL has lost.
+    for how in ["cut", "gone"] {
+        let data = job.path(how);
+        killed(&job, &data);
+        let path = wal(&data, "like");
+        let length = std::fs::metadata(&path).unwrap().len();
+        assert!(length > 0);
+        match how {
+            "cut" => std::fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(length / 2)
+                .unwrap(),
+            _ => std::fs::remove_file(&path).unwrap(),
+        }
+        let finished = job.run(&data);
+        assert_eq!(finished.code, Some(0), "{how}: {finished:#?}");
+        job.verdict(&data).assert_clean();
+    }
+    let data = job.path("corrupt");
+    assert_eq!(job.run(&data).code, Some(0));
+    let path = queue_path(&data, "like");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[..16].copy_from_slice(b"not a database!!");
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = job.run(&data);
+    assert_eq!(refused.code, Some(74), "{refused:#?}");
+    assert!(refused.stderr.contains("output_backfill_sync_like.db"), "{refused:#?}");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "it was left as it was");
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_stops_nothing() {
+    let job = job(89, 8, 30, &["--batch-size", "1"]);
+    slow(&job, 150);
+    let data = job.path("data");
+    let command = job.command(&data);
+    // Its stderr is a pipe whose reader ends after the first line, its stdout likewise.
+    let script = r#"set -o pipefail; "$@" 2> >(head -n 1 >/dev/null) | head -c 1 >/dev/null; exit ${PIPESTATUS[0]}"#;
+    let mut arguments = ["-c", script, "bash"].map(str::to_owned).to_vec();
+    arguments.extend(command);
+    let finished = Skyfill::new("bash").run(&arguments, PATIENCE);
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    job.verdict(&data).assert_clean();
+}

@@ -376,6 +376,6 @@ mod tests {
             "HostUnavailable",
         ];
         let is_taken = |way: &&str| ends.keys().any(|end| end.contains(*way));
-        assert!(ways.iter().all(|way| is_taken(way)), "{ends:?}");
+        assert!(ways.iter().all(is_taken), "{ends:?}");
     }
 }

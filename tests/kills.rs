@@ -408,6 +408,26 @@ fn charged(data: &Path) -> (u64, u64) {
 }
 
 #[test]
+fn a_death_is_counted_for_whom_it_met_with_its_bytes_in_hand_and_for_nobody_else() {
+    if cfg!(not(debug_assertions)) {
+        println!("release builds have no crash points");
+        return;
+    }
+    let shape = Shape { seed: 36, accounts: 5, hosts: 1, records: Records::Fixed(40), odd: false };
+    let scene = Scene::new(&shape, &["--batch-size", "1"]);
+    // Rows written and not sealed; asked for and nothing of it there yet.
+    for (point, deaths) in [("PartWrittenBeforeSync:1", 1), ("ListedBeforeWork:1", 0)] {
+        let data = scene.data(point);
+        for point in [point, "RecoveredBeforeLists:1"] {
+            assert_eq!(scene.crash(&data, point).signal, Some(6), "{point} never fired");
+        }
+        assert_eq!(charged(&data), (0, deaths), "{point}");
+        scene.finish(&data);
+        scene.verdict(&data).assert_clean();
+    }
+}
+
+#[test]
 fn a_run_that_is_asked_to_stop_says_so_charges_nobody_and_goes_on_later() {
     let _alone = alone();
     let seed = number_from("SKYFILL_SEED", 7);

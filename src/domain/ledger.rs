@@ -262,6 +262,8 @@ impl Account {
                 self.park(reason)
             }
             (State::Done, Event::Again) => {
+                // What its last export cost is no evidence against this one.
+                self.attempts = 0;
                 self.state = State::Queued;
                 self.available(policy, at)
             }

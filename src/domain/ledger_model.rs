@@ -91,7 +91,10 @@ mod tests {
                 Event::PatienceEnded { reason, .. } if !self.is_decided() => {
                     self.decided(Word::Parked(*reason));
                 }
-                Event::Again if self.word == Word::Done => self.again(policy, now),
+                Event::Again if self.word == Word::Done => {
+                    self.charged = 0;
+                    self.again(policy, now);
+                }
                 Event::Retry => {
                     if let Word::Parked(reason) = self.word
                         && reason != Reason::DidInvalid

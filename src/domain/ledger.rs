@@ -261,12 +261,7 @@ impl Account {
                 }
                 self.park(reason)
             }
-            (State::Done, Event::Again) => {
-                // What its last export cost is no evidence against this one.
-                self.attempts = 0;
-                self.state = State::Queued;
-                self.available(policy, at)
-            }
+            (State::Done, Event::Again) => self.again(policy, at),
             (State::Parked(reason), Event::Retry) if reason != Reason::DidInvalid => {
                 let identity = self.identity.take();
                 *self = Self { identity, ..Self::default() };
@@ -392,6 +387,12 @@ impl Account {
         self.state =
             if self.has_usable_identity(policy, at) { State::Ready } else { State::Queued };
         Effect::Available
+    }
+
+    /// For another export; what the last one cost is no evidence against this one.
+    fn again(&mut self, policy: &LedgerPolicy, at: Moment) -> Effect {
+        (self.state, self.attempts) = (State::Queued, 0);
+        self.available(policy, at)
     }
 
     fn process_died(&mut self, at: Moment) -> Effect {

@@ -261,7 +261,10 @@ impl Account {
                 }
                 self.park(reason)
             }
-            (State::Done, Event::Again) => self.again(policy, at),
+            (State::Done, Event::Again) => {
+                self.attempts = 0; // those of its last export are no evidence against this one
+                self.available(policy, at)
+            }
             (State::Parked(reason), Event::Retry) if reason != Reason::DidInvalid => {
                 let identity = self.identity.take();
                 *self = Self { identity, ..Self::default() };
@@ -387,12 +390,6 @@ impl Account {
         self.state =
             if self.has_usable_identity(policy, at) { State::Ready } else { State::Queued };
         Effect::Available
-    }
-
-    /// For another export; what the last one cost is no evidence against this one.
-    fn again(&mut self, policy: &LedgerPolicy, at: Moment) -> Effect {
-        (self.state, self.attempts) = (State::Queued, 0);
-        self.available(policy, at)
     }
 
     fn process_died(&mut self, at: Moment) -> Effect {

@@ -207,9 +207,11 @@ impl Thread {
                     if self.applied > self.settled {
                         self.settle()?;
                     }
+                    lock(&self.journal).remove_spares()?;
                 }
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     self.settle()?;
+                    lock(&self.journal).remove_spares()?;
                     return self.sinks.iter_mut().try_for_each(|sink| sink.close());
                 }
             }

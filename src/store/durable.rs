@@ -47,12 +47,15 @@ pub fn sync_folder(path: &Path) -> Result<(), StoreError> {
     Folder::open(path)?.sync()
 }
 
-/// A file that grows at its end.
+/// A file that grows at its end. One that is used again is written over from its start, which costs half of what new blocks
+/// cost, and is as long as before until it is cut.
 #[derive(Debug)]
 pub struct Appender {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// Bytes of the file itself.
+    length: u64,
 }
 
 impl Folder {
@@ -94,24 +97,43 @@ impl Folder {
         let opened = pass(&path, &Asked::Create)
             .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path));
         let file = opened.map_err(|error| StoreError::io(&path, error))?;
-        Ok(Appender { path, file, bytes: 0 })
+        Ok(Appender { path, file, bytes: 0, length: 0 })
+    }
+
+    /// Opens an existing file to write it over.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn write_over(&self, name: &str) -> Result<Appender, StoreError> {
+        let path = self.file(name);
+        let failed = |error| StoreError::io(&path, error);
+        let file = OpenOptions::new().write(true).open(&path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        Ok(Appender { path, file, bytes: 0, length })
     }
 
     /// Renames a file and syncs the folder: afterwards the new name is durable.
     ///
     /// # Errors
     /// [`StoreError`]; after a failed sync it is unknown which of the two names is durable.
-    #[allow(clippy::disallowed_methods, reason = "this is the replacement that the ban names")]
     pub fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
-        let path = self.file(to);
-        let from = self.file(from);
-        let renamed =
-            pass(&from, &Asked::Rename { to: &path }).and_then(|()| fs::rename(&from, &path));
-        renamed.map_err(|error| StoreError::io(&path, error))?;
+        self.rename_for_now(from, to)?;
         // The new name exists and is not durable yet. Recovery finds either name; a part is deleted, and its accounts,
         // of which the ledger knows nothing, are fetched again.
         crate::crash_point!(SegmentRenamedBeforeFolderSync);
         self.sync()
+    }
+
+    /// Renames a file; which of the two names is durable is open until [`Folder::sync`].
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    #[allow(clippy::disallowed_methods, reason = "this is the replacement that the ban names")]
+    pub fn rename_for_now(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        let (from, path) = (self.file(from), self.file(to));
+        let renamed =
+            pass(&from, &Asked::Rename { to: &path }).and_then(|()| fs::rename(&from, &path));
+        renamed.map_err(|error| StoreError::io(&path, error))
     }
 
     /// Removes a file. Whether that is durable does not matter to its callers: a leftover is removed again.
@@ -124,7 +146,11 @@ impl Folder {
         removed.map_err(|error| StoreError::io(&path, error))
     }
 
-    fn sync(&self) -> Result<(), StoreError> {
+    /// Makes its names durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]; which names are durable is then unknown.
+    pub fn sync(&self) -> Result<(), StoreError> {
         let synced = pass(&self.path, &Asked::SyncFolder).and_then(|()| self.handle.sync_all());
         synced.map_err(|error| StoreError::io(&self.path, error))
     }
@@ -148,12 +174,14 @@ impl Appender {
         match written {
             Ok(()) => {
                 self.bytes += bytes.len() as u64;
+                self.length = self.length.max(self.bytes);
                 Ok(())
             }
             Err(error) => {
                 // What was written beyond the end is overwritten by the next append; the file's length matters only
                 // when it is sealed, and sealing cuts it.
                 let _cut = self.file.set_len(self.bytes);
+                self.length = self.bytes;
                 Err(StoreError::io(&self.path, error))
             }
         }
@@ -166,8 +194,16 @@ impl Appender {
     pub fn cut(&mut self, bytes: u64) -> Result<(), StoreError> {
         let cut = pass(&self.path, &Asked::Cut { bytes }).and_then(|()| self.file.set_len(bytes));
         cut.map_err(|error| StoreError::io(&self.path, error))?;
-        self.bytes = bytes;
+        (self.bytes, self.length) = (bytes, bytes);
         Ok(())
+    }
+
+    /// Cuts what an earlier use has left beyond the end.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn cut_leftover(&mut self) -> Result<(), StoreError> {
+        if self.length > self.bytes { self.cut(self.bytes) } else { Ok(()) }
     }
 
     /// Makes everything written so far durable.

@@ -5,6 +5,7 @@
 use ipld_core::ipld::Ipld;
 
 use crate::domain::tid::is_tid;
+use crate::repo::cbor;
 use crate::repo::cid::Cid;
 use crate::repo::error::RepoError;
 use crate::repo::key::PublicKey;
@@ -38,6 +39,9 @@ pub fn prove(
     keys: &[PublicKey],
 ) -> Result<Commit, RepoError> {
     let malformed = |what: &str| RepoError::tree(format!("the commit {what}"));
+    // The library allocates what an array claims to hold, up to 1 MiB a level: claims are compared with the bytes first.
+    cbor::validate(block, |_, _| ())
+        .map_err(|error| malformed(&format!("is not DAG-CBOR: {error}")))?;
     let parsed: Ipld = serde_ipld_dagcbor::from_slice(block)
         .map_err(|error| malformed(&format!("is not DAG-CBOR: {error}")))?;
     let Ipld::Map(mut fields) = parsed else { return Err(malformed("is not a map")) };
@@ -81,5 +85,28 @@ fn signer(
     match keys.iter().find(|key| key.verify(unsigned, signature).is_ok()) {
         Some(key) => Ok(Some(key.to_did_key())),
         None => first.verify(unsigned, signature).map_err(RepoError::Signature).map(|()| None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::cid::Codec;
+
+    #[test]
+    fn lengths_that_a_commit_only_claims_are_refused_before_anything_is_allocated_for_them() {
+        let cid = Cid { codec: Codec::DagCbor, digest: [0; 32] };
+        let error_of = |block: &[u8]| {
+            prove(cid, block, None, &[])
+                .map_err(|error| error.to_string())
+                .err()
+                .unwrap_or_default()
+        };
+        let deep = [0x9a, 0xff, 0xff, 0xff, 0xff].repeat(200);
+        let wanted = "invalid tree: the commit is not DAG-CBOR: nested deeper than 64";
+        assert_eq!(error_of(&deep), wanted);
+        let short = [0xa1, 0x61, b'x', 0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0];
+        let wanted = "invalid tree: the commit is not DAG-CBOR: ends within an item";
+        assert_eq!(error_of(&short), wanted);
     }
 }

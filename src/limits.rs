@@ -15,6 +15,10 @@ pub const CBOR_DEPTH_MAX: usize = 64;
 /// Bytes of an MST key `<nsid>/<rkey>` (PROTOCOL section 5).
 pub const MST_KEY_BYTES_MAX: usize = 1_024;
 
+/// Bytes of all keys of one MST node, written out: a node shares the beginnings of its keys, so 2 MiB of it could stand for
+/// 38 MiB. An entry takes more bytes than a usual key, so an honest node's keys are shorter than itself.
+pub const MST_NODE_KEYS_BYTES_MAX: usize = 2 << 20;
+
 /// Levels of an MST: a SHA-256 has 256 bits, a level is two of them.
 pub const MST_DEPTH_MAX: usize = 128;
 

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::nsid::is_nsid;
 use crate::domain::rkey::is_rkey;
-use crate::limits::MST_KEY_BYTES_MAX;
+use crate::limits::{MST_KEY_BYTES_MAX, MST_NODE_KEYS_BYTES_MAX};
 use crate::repo::cbor::{CborError, Item, Reader};
 use crate::repo::cid::{CID_BYTES, Cid};
 use crate::repo::error::RepoError;
@@ -157,6 +157,9 @@ impl Node {
         if prefix + suffix.len() > MST_KEY_BYTES_MAX {
             return Err(RepoError::tree("a key of more than 1,024 bytes"));
         }
+        if self.keys.len() + prefix + suffix.len() > MST_NODE_KEYS_BYTES_MAX {
+            return Err(RepoError::tree("a node whose keys are more than 2 MiB"));
+        }
         let key_start = self.keys.len();
         self.keys.extend_from_within(start..start + prefix);
         self.keys.extend_from_slice(suffix);
@@ -260,4 +263,44 @@ fn not_cbor(error: CborError) -> RepoError {
 
 fn not_a_node() -> RepoError {
     RepoError::tree("a block that is not an MST node")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node of keys of 1,024 bytes that differ in their last four only.
+    fn node_of_long_keys(count: u16) -> Vec<u8> {
+        let mut block = [b"\xa2\x61e\x99".as_slice(), &count.to_be_bytes()].concat();
+        let mut before = Vec::new();
+        for number in 0..count {
+            let mut key = b"app.bsky.feed.like/".to_vec();
+            key.resize(MST_KEY_BYTES_MAX - 4, b'a');
+            key.extend(format!("{number:04}").bytes());
+            let shared = key.iter().zip(&before).take_while(|(one, other)| one == other).count();
+            let rest = &key[shared..];
+            block.extend(b"\xa4\x61k\x59");
+            block.extend((rest.len() as u16).to_be_bytes());
+            block.extend_from_slice(rest);
+            block.extend(b"\x61p\x19");
+            block.extend((shared as u16).to_be_bytes());
+            block.extend(b"\x61t\xf6\x61v\xd8\x2a\x58\x25\x00");
+            block.extend(
+                Cid { codec: crate::repo::cid::Codec::DagCbor, digest: [7; 32] }.to_bytes(),
+            );
+            before = key;
+        }
+        block.extend(b"\x61l\xf6");
+        block
+    }
+
+    #[test]
+    fn a_small_node_cannot_stand_for_keys_without_end() {
+        let node = Node::read(&node_of_long_keys(2_048)).unwrap();
+        assert_eq!((node.entries.len(), node.keys.len()), (2_048, MST_NODE_KEYS_BYTES_MAX));
+        let block = node_of_long_keys(2_049);
+        assert!(block.len() < 200_000, "{} bytes", block.len());
+        let error = Node::read(&block).map(|node| node.keys.len()).unwrap_err();
+        assert_eq!(error.to_string(), "invalid tree: a node whose keys are more than 2 MiB");
+    }
 }

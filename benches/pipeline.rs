@@ -62,7 +62,10 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     let mut best = Vec::new();
+    let last = std::thread::available_parallelism().map_or(1, |it| it.get() - 1).max(1);
     for cores in [1, 2] {
+        // The servers beside a child on one core have the others, those beside a child on two have the same two.
+        keep_to(&format!("{}-{last}", 2 - cores));
         let run = Run::on_cores(cores).with(&settings);
         let runs: Vec<Measured> = (1..=RUNS)
             .map(|number| {
@@ -87,6 +90,15 @@ fn main() {
     }
     if numbers.is_empty() {
         python(&settings);
+    }
+}
+
+/// All threads of this process on these cores; where that cannot be, they stay where they are.
+fn keep_to(cores: &str) {
+    let own = std::process::id().to_string();
+    let kept = Command::new("taskset").args(["-a", "-p", "-c", cores, &own]).output();
+    if !kept.is_ok_and(|it| it.status.success()) {
+        println!("(the servers could not be kept to cores {cores})");
     }
 }
 
@@ -171,7 +183,7 @@ fn profile(servers: &Servers, settings: &[String]) {
         let text = String::from_utf8_lossy(&report.stdout);
         println!("\n# by {by}");
         for line in text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
-            println!("{}", line.trim_end());
+            println!("{}", line.trim_end_matches(['-', ' ']));
         }
     }
 }

@@ -157,7 +157,11 @@ fn counts(ops: &[Op]) -> [usize; 5] {
     ]
 }
 
-/// Before a segment is removed, everybody has synced what it brought: every queue file all that it wrote, the ledger what
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "seg")
+}
+
+/// Before a segment is removed or becomes a spare, everybody has synced what it brought: every queue file all that it wrote, the ledger what
 /// it wrote since the segment was there.
 fn assert_synced_before_forgotten(ops: &[Op]) {
     let (mut wals, mut written, mut synced) = (HashMap::new(), HashMap::new(), HashMap::new());
@@ -173,18 +177,21 @@ fn assert_synced_before_forgotten(ops: &[Op]) {
             Op::Sync { file, covers } => {
                 synced.insert(*file, *covers);
             }
-            Op::Rename { to, .. } => {
+            Op::Rename { to, .. } if is_segment(to) => {
                 sealed.insert(to.clone(), index);
             }
-            Op::Remove { path } if sealed.contains_key(path) => {
+            Op::Remove { path } | Op::Rename { from: path, .. } if is_segment(path) => {
                 forgotten += 1;
                 for (wal, name) in &wals {
                     let covered = synced.get(wal).copied().unwrap_or(0);
                     let is_ledger = name.ends_with("state.db-wal");
-                    let last = if is_ledger { sealed.get(path) } else { written.get(wal) };
+                    let last = if is_ledger { Some(&sealed[path]) } else { written.get(wal) };
                     let is_synced = last.is_none_or(|last| covered > *last);
-                    let what =
-                        format!("{} removed before {} was synced", path.display(), name.display());
+                    let what = format!(
+                        "{} forgotten before {} was synced",
+                        path.display(),
+                        name.display()
+                    );
                     assert!(is_synced, "operation {index}: {what}");
                 }
             }

@@ -17,19 +17,15 @@ use crate::domain::account::Revision;
 use crate::store::durable::{Appender, Folder};
 use crate::store::error::StoreError;
 use crate::store::items::Item;
+pub use crate::store::journal_error::JournalError;
+use crate::store::journal_error::{fatal, not_full};
 use crate::store::segment::{
     AccountEntry, HEADER_BYTES, ItemEntry, SegmentReader, Table, header, trailer,
 };
+use crate::store::spares::Spares;
 
 /// Journal space is reserved in steps of this many bytes: one group, and few steps for a large account.
 pub const STEP_BYTES: u64 = 8 << 20;
-
-/// Forgotten segments kept to be written over: as many as are settled together would all be used again, but two thirds of the gain
-/// come with these.
-const SPARES_MAX: usize = 6;
-
-/// A longer one, of a large account, is removed: its blocks would lie idle under groups.
-const SPARE_BYTES_MAX: u64 = 2 * STEP_BYTES;
 
 /// The journal of a data directory.
 #[derive(Debug)]
@@ -44,8 +40,7 @@ pub struct Journal {
     next_part: u64,
     /// Sealed segments that are not forgotten, with their bytes.
     sealed: BTreeMap<u64, u64>,
-    /// Forgotten segments under the names of parts, with their bytes.
-    spares: Vec<(String, u64)>,
+    spares: Spares,
     group: Option<Part>,
     /// A sync or rename has failed: what is durable is known to nobody but the next start.
     is_broken: bool,
@@ -67,23 +62,6 @@ struct Part {
 pub struct LargePart {
     part: Option<Part>,
     items: Vec<ItemEntry>,
-}
-
-/// Why the journal could not take something.
-#[derive(Debug)]
-pub enum JournalError {
-    /// Others use its space now.
-    NoRoom,
-    /// It is larger than the whole journal.
-    TooLarge,
-    /// The disk.
-    Store(StoreError),
-}
-
-impl From<StoreError> for JournalError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
 }
 
 impl Journal {
@@ -125,7 +103,7 @@ impl Journal {
             next_number: newest + 1,
             next_part: 0,
             sealed,
-            spares: Vec::new(),
+            spares: Spares::default(),
             group: None,
             is_broken: false,
         })
@@ -304,29 +282,24 @@ impl Journal {
     /// # Errors
     /// [`StoreError`].
     pub fn forget_through(&mut self, number: u64) -> Result<(), StoreError> {
-        let mut spares = Vec::new();
         while let Some((oldest, bytes)) = self.sealed.first_key_value().map(|(n, b)| (*n, *b)) {
             if oldest > number {
                 break;
             }
-            if self.spares.len() + spares.len() < SPARES_MAX && bytes <= SPARE_BYTES_MAX {
+            let name = segment_name(oldest);
+            if self.spares.wants(bytes) {
                 let spare = self.part_name("spare");
-                let renamed = self.folder.rename_for_now(&segment_name(oldest), &spare);
-                renamed.map_err(|error| self.broken(error))?;
-                spares.push((spare, bytes));
+                let kept = self.spares.keep(&self.folder, &name, spare, bytes);
+                kept.map_err(|error| self.broken(error))?;
             } else {
-                self.folder.remove(&segment_name(oldest))?;
+                self.folder.remove(&name)?;
                 self.used_bytes -= self.used_bytes.min(bytes);
             }
             // Gone, but perhaps not durably: a segment that comes back is skipped by every follower's position.
             crash_point!(SegmentForgotten);
             self.sealed.remove(&oldest);
         }
-        if !spares.is_empty() {
-            self.folder.sync().map_err(|error| self.broken(error))?;
-            self.spares.extend(spares);
-        }
-        Ok(())
+        self.spares.settle(&self.folder).map_err(|error| self.broken(error))
     }
 
     fn broken(&mut self, error: StoreError) -> StoreError {
@@ -339,7 +312,7 @@ impl Journal {
     /// # Errors
     /// [`StoreError`].
     pub fn remove_spares(&mut self) -> Result<(), StoreError> {
-        while let Some((name, bytes)) = self.spares.pop() {
+        while let Some((name, bytes)) = self.spares.take() {
             self.used_bytes -= self.used_bytes.min(bytes);
             self.folder.remove(&name)?;
         }
@@ -352,7 +325,7 @@ impl Journal {
     }
 
     fn begin_part(&mut self, kind: &str) -> Result<Part, JournalError> {
-        let (name, mut file) = match self.spares.pop() {
+        let (name, mut file) = match self.spares.take() {
             Some((spare, bytes)) => {
                 self.used_bytes -= self.used_bytes.min(bytes);
                 let file = self.folder.write_over(&spare)?;
@@ -454,20 +427,6 @@ impl Journal {
         if let Err(error) = self.folder.remove(&part.name) {
             tracing::warn!(%error, "a discarded journal part could not be removed");
         }
-    }
-}
-
-fn fatal(error: StoreError) -> JournalError {
-    JournalError::Store(not_full(error))
-}
-
-/// After a failed sync or rename nothing may be tried again, not even on a full disk.
-fn not_full(error: StoreError) -> StoreError {
-    match error {
-        StoreError::Full { path, .. } => {
-            StoreError::Io { path, source: std::io::ErrorKind::StorageFull.into() }
-        }
-        other => other,
     }
 }
 

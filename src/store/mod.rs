@@ -14,6 +14,7 @@ pub mod error;
 pub mod health;
 pub mod items;
 pub mod journal;
+mod journal_error;
 #[cfg(test)]
 mod journal_power;
 pub mod ledger;
@@ -28,5 +29,6 @@ pub mod ledger_work;
 pub mod listing;
 pub mod segment;
 pub mod sorted_list;
+mod spares;
 pub mod spool;
 mod tally;

@@ -1,0 +1,67 @@
+//! Forgotten segments kept to be written over: new blocks cost a disk twice what old ones do.
+//!
+//! A segment becomes a spare by another name, which recovery deletes like any part. It may be written over once that name is
+//! durable: a loss of power must not bring back a segment with another's bytes.
+
+use crate::store::durable::Folder;
+use crate::store::error::StoreError;
+use crate::store::journal::STEP_BYTES;
+
+/// As many as are settled together would all be used again, but most of the gain comes with these.
+const SPARES_MAX: usize = 6;
+
+/// A longer one, of a large account, is removed: its blocks would lie idle under groups.
+const SPARE_BYTES_MAX: u64 = 2 * STEP_BYTES;
+
+/// Spares by name, with their bytes.
+#[derive(Debug, Default)]
+pub(super) struct Spares {
+    usable: Vec<(String, u64)>,
+    /// Their names are not durable yet.
+    renamed: Vec<(String, u64)>,
+}
+
+impl Spares {
+    /// Whether a segment of `bytes` is to be kept.
+    pub(super) fn wants(&self, bytes: u64) -> bool {
+        self.usable.len() + self.renamed.len() < SPARES_MAX && bytes <= SPARE_BYTES_MAX
+    }
+
+    /// Keeps the segment `from` under the name `to`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) fn keep(
+        &mut self,
+        folder: &Folder,
+        from: &str,
+        to: String,
+        bytes: u64,
+    ) -> Result<(), StoreError> {
+        folder.rename_for_now(from, &to)?;
+        self.renamed.push((to, bytes));
+        Ok(())
+    }
+
+    /// Makes their names durable.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) fn settle(&mut self, folder: &Folder) -> Result<(), StoreError> {
+        if !self.renamed.is_empty() {
+            folder.sync()?;
+            self.usable.append(&mut self.renamed);
+        }
+        Ok(())
+    }
+
+    /// One to write over.
+    pub(super) fn take(&mut self) -> Option<(String, u64)> {
+        self.usable.pop()
+    }
+
+    /// Forgets them; their files are gone.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

@@ -29,7 +29,7 @@ use support::network::Network;
 use support::oracle::Options;
 use support::world::{Records, Shape};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 struct Bench {
     network: Network,

@@ -24,7 +24,7 @@ mod support;
 use std::path::Path;
 use std::sync::Mutex;
 
-use support::job::{Job, PATIENCE, in_parallel, number_from};
+use support::job::{Job, PATIENCE, has_strace, in_parallel, number_from};
 use support::proc::{Finished, Signal, Skyfill};
 use support::world::{Records, Shape};
 
@@ -43,15 +43,6 @@ struct Case {
     error: &'static str,
     at: u32,
     is_persistent: bool,
-}
-
-fn has_strace() -> bool {
-    let found = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
-    let is_there = found.is_ok_and(|status| status.success());
-    if !is_there {
-        println!("no strace here: calls cannot be made to fail");
-    }
-    is_there
 }
 
 fn job(seed: u64) -> Job {

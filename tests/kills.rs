@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use serde_json::Value;
 use support::faults::{Fault, Place, Target, Then};
+use support::job::backfill;
 use support::judge::{Verdict, judge};
 use support::network::Network;
 use support::oracle::Options;
@@ -105,23 +106,7 @@ impl Scene {
 
     fn arguments(&self, data: &Path) -> Vec<String> {
         let list = self.data("dids.txt");
-        let fixed = [
-            "backfill",
-            "--json",
-            "--quiet",
-            "--set",
-            "fetch.host_requests_per_second=1000",
-            "--set",
-            "identity.requests_per_second=1000",
-            "--set",
-            "limits.disk_free=0B",
-            "--data-dir",
-            data.to_str().unwrap(),
-            "--dids-file",
-            list.to_str().unwrap(),
-        ];
-        let fixed = fixed.into_iter().map(str::to_owned);
-        fixed.chain(self.network.flags()).chain(self.more.iter().cloned()).collect()
+        backfill(data, ["--dids-file", list.to_str().unwrap()], &self.network, &self.more)
     }
 
     fn start(&self, data: &Path) -> Running {

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use disk::{Loss, Op, after_power_loss};
 use support::faults::{Fault, Place, Target, Then};
-use support::job::{Job, PATIENCE, in_parallel, number_from};
+use support::job::{Job, PATIENCE, has_strace, in_parallel, number_from};
 use support::judge::Verdict;
 use support::proc::Skyfill;
 use support::world::{Records, Shape};
@@ -46,15 +46,6 @@ const EVERY: usize = 10;
 
 /// Runs at once: they mostly wait for quiet moments.
 const AT_ONCE: usize = 6;
-
-fn has_strace() -> bool {
-    let found = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
-    let is_there = found.is_ok_and(|status| status.success());
-    if !is_there {
-        println!("no strace here: loss of power cannot be recorded");
-    }
-    is_there
-}
 
 /// Accounts one after the other, on a host that takes its time, so that there are several segments and settles.
 fn job(seed: u64) -> Job {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde_json::Value;
+use support::job::backfill;
 use support::judge::{judge, queue_path};
 use support::network::Network;
 use support::oracle::{Options, expect};
@@ -55,24 +56,8 @@ impl Bench {
 
     fn start(&self) -> Running {
         let (data, dids) = (self.data(), self.network.world().dids().join(","));
-        let fixed = [
-            "backfill",
-            "--json",
-            "--quiet",
-            "--set",
-            "fetch.host_requests_per_second=1000",
-            "--set",
-            "identity.requests_per_second=1000",
-            "--set",
-            "limits.disk_free=0B",
-            "--data-dir",
-            data.to_str().unwrap(),
-            "--dids",
-            &dids,
-        ];
-        let fixed = fixed.into_iter().map(str::to_owned);
-        let all = fixed.chain(self.network.flags()).chain(self.more.iter().cloned());
-        Skyfill::new(env!("CARGO_BIN_EXE_skyfill")).spawn(&all.collect::<Vec<_>>())
+        let arguments = backfill(&data, ["--dids", &dids], &self.network, &self.more);
+        Skyfill::new(env!("CARGO_BIN_EXE_skyfill")).spawn(&arguments)
     }
 
     fn verify(&self, code: i32) {

@@ -25,8 +25,7 @@ pub const LONE_WAIT_MS: i64 = 60_000;
 /// Characters of evidence kept beside a reason.
 const DETAIL_CHARACTERS_MAX: usize = 200;
 
-/// Two refusals further apart count as this far apart: longer than any wait, so that a clock that jumped, or a stopped
-/// process, uses up no patience.
+/// Refusals further apart count as this far apart, longer than any wait: a jump of the clock or a pause uses up no patience.
 const WAIT_STEP_MS_MAX: i64 = 16 * 60_000;
 
 /// The operator's numbers behind the rules (`[retry]` and `identity.cache_ttl`).

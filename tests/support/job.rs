@@ -50,23 +50,7 @@ impl Job {
 
     pub fn arguments(&self, data: &Path) -> Vec<String> {
         let list = self.path("dids.txt");
-        let fixed = [
-            "backfill",
-            "--json",
-            "--quiet",
-            "--set",
-            "fetch.host_requests_per_second=1000",
-            "--set",
-            "identity.requests_per_second=1000",
-            "--set",
-            "limits.disk_free=0B",
-            "--data-dir",
-            data.to_str().unwrap(),
-            "--dids-file",
-            list.to_str().unwrap(),
-        ];
-        let fixed = fixed.into_iter().map(str::to_owned);
-        fixed.chain(self.network.flags()).chain(self.more.iter().cloned()).collect()
+        backfill(data, ["--dids-file", list.to_str().unwrap()], &self.network, &self.more)
     }
 
     /// Runs it undisturbed.
@@ -101,4 +85,33 @@ pub fn in_parallel<T: Sync>(items: &[T], at_once: usize, work: impl Fn(&T) + Syn
             });
         }
     });
+}
+
+/// `skyfill backfill` of `accounts` (a flag and its value) over `data`: hosts and directory may be asked as fast as they answer,
+/// and a disk may be as full as the test makes it.
+pub fn backfill(
+    data: &Path,
+    accounts: [&str; 2],
+    network: &Network,
+    more: &[String],
+) -> Vec<String> {
+    let settings = [
+        "fetch.host_requests_per_second=1000",
+        "identity.requests_per_second=1000",
+        "limits.disk_free=0B",
+    ];
+    let fixed = ["backfill", "--json", "--quiet", "--data-dir", data.to_str().unwrap()];
+    let all =
+        fixed.into_iter().chain(accounts).chain(settings.into_iter().flat_map(|it| ["--set", it]));
+    all.map(str::to_owned).chain(network.flags()).chain(more.iter().cloned()).collect()
+}
+
+/// Whether system calls can be recorded and made to fail here; says so in one line if not.
+pub fn has_strace() -> bool {
+    let found = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    let is_there = found.is_ok_and(|status| status.success());
+    if !is_there {
+        println!("no strace here: system calls can neither be recorded nor made to fail");
+    }
+    is_there
 }

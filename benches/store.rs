@@ -38,7 +38,7 @@ use skyfill::domain::filter::{Filter, Kind, Offsets, Outside, TypeEntry, Window}
 use skyfill::repo::car::Framer;
 use skyfill::repo::walk::{Expected, LeafBlock, Walk};
 use skyfill::sink::sqlite::SqliteQueues;
-use skyfill::store::apply::{Applier, LedgerFollower, Position, Sink};
+use skyfill::store::apply::{Applier, Export, LedgerFollower, Position, Sink};
 use skyfill::store::error::StoreError;
 use skyfill::store::health::Health;
 use skyfill::store::items::{Item, OpenItems};
@@ -229,6 +229,10 @@ struct Elsewhere(u64);
 impl LedgerFollower for Elsewhere {
     fn position(&self) -> u64 {
         self.0
+    }
+
+    fn repeats(&mut self, _segment: u64, _exports: Vec<Export>) -> Result<Vec<usize>, StoreError> {
+        Ok(Vec::new())
     }
 
     fn apply(&mut self, segment: u64, _revisions: Vec<Revision>) -> Result<(), StoreError> {

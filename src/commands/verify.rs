@@ -111,7 +111,7 @@ fn against_ledger(
     } else {
         revision.exported.get(queue.label()).copied().unwrap_or(0)
     };
-    let (found, rev) = queue.account(&revision.did, revision.edition)?;
+    let (found, rev) = queue.account(&revision.did, revision.edition, expected)?;
     let (label, did) = (queue.label(), &revision.did);
     if expected > 0 && rev.is_none() && was_moved_away(queue, all, revision)? {
         return Ok(());

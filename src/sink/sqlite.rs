@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!  queue              id, payload, metadata, created_at, status: the readers' own; they may change, delete and clear rows
-//!  skyfill_position   data id, the segment and item up to which this file has taken rows, and after which segment it was made
-//!  skyfill_accounts   (did, edition): which segment, ids, items, records, and the crc32c of every item
+//!  skyfill_accounts   each account that this file took items of, in the order of their ids: edition, segment, revision, ids, items,
+//!                     records, the crc32c of every item, and the segment's item after them, which is how far this file is
+//!  skyfill_position   data id, how far the file was when it was settled, and after which segment it was made
 //! ```
-//! Rows, account and position move in one transaction, so a row enters a file once whatever happens. An account's export has
-//! the key (did, edition): if another segment brought it before, its items are passed over. While the process runs, a file
-//! that is moved or deleted under us ends it; one that was moved away before is made anew from where the ledger says it was.
+//! Rows, account and position move in one transaction, so a row enters a file once whatever happens. Accounts are only ever
+//! appended: a table by DID would cost a page of 64 KiB an account once there are many. An export that an earlier segment brought is passed
+//! over by the applier. While the process runs, a file that is moved or deleted under us ends it; one that was moved away
+//! before is made anew from where the ledger says it was.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -190,7 +192,8 @@ mod tests {
         queues.apply(&first).unwrap();
         queues.apply(&first).unwrap();
         // Two again, three for the first time, and one once more under another edition.
-        let second = segment(journal.path(), 2, &[("two", 0), ("three", 0), ("one", 1)]);
+        let mut second = segment(journal.path(), 2, &[("two", 0), ("three", 0), ("one", 1)]);
+        second.pass_over(vec![0]);
         queues.apply(&second).unwrap();
         queues.settle().unwrap();
         drop(queues);
@@ -201,5 +204,62 @@ mod tests {
         let wanted: Vec<String> =
             all.iter().flat_map(|it| [1, 2].map(|part| format!("[\"{it} {part}\"]"))).collect();
         assert_eq!(payloads(folder.path()), wanted);
+    }
+
+    #[test]
+    fn an_account_of_several_transactions_has_one_row_also_when_the_file_is_opened_between_them() {
+        let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (labels, known) = (vec!["post".to_owned()], HashMap::new());
+        let mut writer = Journal::open(journal.path(), ID, labels.clone(), 1 << 30, 0).unwrap();
+        let mut large = writer.begin_large().unwrap();
+        for _ in 0..4 {
+            let item = Item { queue: 0, records: 2, payload: vec![b' '; 9 << 20] };
+            writer.append_large(&mut large, &[item]).unwrap();
+        }
+        let revision = Revision { did: "one".to_owned(), ..Revision::default() };
+        writer.seal_large(large, &revision).map_err(|failed| failed.1).unwrap();
+        let open =
+            |known| SqliteQueues::open(folder.path(), ID, &labels, 9, known, Clock::system());
+        // Two items are a transaction. As if it had ended there: what the second left is taken away.
+        let segment = writer.next_after(0).unwrap().unwrap();
+        open(known).unwrap().apply(&segment).unwrap();
+        let path = folder.path().join(file_name("post"));
+        let file = Connection::open(&path).unwrap();
+        let undo = "DELETE FROM queue WHERE id > 2;
+                    UPDATE skyfill_accounts SET items = 2, records = 4, checksums = substr(checksums, 1, 8), next_item = 2;";
+        file.execute_batch(undo).unwrap();
+        open(HashMap::new()).unwrap().apply(&segment).unwrap();
+        let select = "SELECT count(*), min(first_id), sum(items), sum(records), sum(length(checksums)) FROM skyfill_accounts";
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?])
+        };
+        assert_eq!(file.query_row(select, [], read).unwrap(), [1, 1, 4, 8, 16]);
+        assert_eq!(payloads(folder.path()).len(), 4);
+    }
+
+    #[test]
+    fn a_file_of_an_early_build_keeps_its_accounts_and_its_place() {
+        let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = Connection::open(folder.path().join(file_name("post"))).unwrap();
+        let early = format!(
+            "CREATE TABLE queue (id INTEGER PRIMARY KEY AUTOINCREMENT, payload TEXT, metadata TEXT, created_at TIMESTAMP, status TEXT);
+             CREATE TABLE skyfill_accounts (
+                 did TEXT, edition INTEGER, segment INTEGER, rev TEXT, first_id INTEGER, items INTEGER,
+                 records INTEGER, checksums BLOB, PRIMARY KEY (did, edition)) WITHOUT ROWID;
+             CREATE TABLE skyfill_position (
+                 one INTEGER PRIMARY KEY CHECK (one = 1), data_id TEXT, segment INTEGER, item INTEGER, begun INTEGER);
+             INSERT INTO skyfill_position VALUES (1, '{ID}', 1, 3, 0);
+             INSERT INTO skyfill_accounts VALUES ('b', 0, 1, 'r', 1, 2, 2, x'0000000000000000'), ('a', 0, 1, 'r', 3, 1, 1, x'00000000');"
+        );
+        file.execute_batch(&early).unwrap();
+        let (labels, known) = (["post".to_owned()], HashMap::new());
+        let mut queues =
+            SqliteQueues::open(folder.path(), ID, &labels, 1_000, known, Clock::system()).unwrap();
+        let first = segment(journal.path(), 1, &[("b", 0), ("c", 0)]);
+        queues.apply(&first).unwrap();
+        assert_eq!(payloads(folder.path()), ["[\"c 0 2\"]"]);
+        let select = "SELECT group_concat(did || id, ' ') FROM skyfill_accounts";
+        let accounts: String = file.query_row(select, [], |row| row.get(0)).unwrap();
+        assert_eq!(accounts, "b1 a2 c3");
     }
 }

@@ -14,6 +14,8 @@ pub struct QueueReader {
     connection: Connection,
     /// What was sealed up to this segment lies in the file that its owner moved away.
     begun: u64,
+    /// Accounts up to this row are in the copy by DID; the writer may append more.
+    copied: i64,
 }
 
 /// An account's items in a queue file.
@@ -51,7 +53,8 @@ impl QueueReader {
         let select = "SELECT ifnull(max(begun), 0) FROM skyfill_position";
         let begun = connection.query_row(select, [], |row| row.get::<_, i64>(0));
         let begun = begun.map_err(|error| StoreError::sqlite(&path, error))?.cast_unsigned();
-        Ok(Self { label, path, connection, begun })
+        let copied = copy_by_did(&connection).map_err(|error| StoreError::sqlite(&path, error))?;
+        Ok(Self { label, path, connection, begun, copied })
     }
 
     /// Whether this file was made anew after `segment`, whose rows lie in the file that was there before.
@@ -65,7 +68,7 @@ impl QueueReader {
     /// # Errors
     /// [`StoreError`].
     pub fn segment_of(&self, did: &str, edition: u32) -> Result<Option<u64>, StoreError> {
-        let select = "SELECT segment FROM skyfill_accounts WHERE did = ?1 AND edition = ?2";
+        let select = "SELECT segment FROM by_did WHERE did = ?1 AND edition = ?2";
         let mut statement =
             self.connection.prepare_cached(select).map_err(|error| self.failed(error))?;
         let found = statement.query_row(params![did, edition], |row| row.get::<_, i64>(0));
@@ -79,16 +82,38 @@ impl QueueReader {
         &self.label
     }
 
-    /// Records that the file took of an account's edition, and their revision; none if it knows nothing of it.
+    /// Records that the file took of an account's edition, and their revision; none if it knows nothing of it. `expected` records
+    /// were looked for: other numbers are looked for once more in what was appended since this reader was opened.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn account(&self, did: &str, edition: u32) -> Result<(u64, Option<String>), StoreError> {
-        let select = "SELECT records, rev FROM skyfill_accounts WHERE did = ?1 AND edition = ?2";
+    pub fn account(
+        &self,
+        did: &str,
+        edition: u32,
+        expected: u64,
+    ) -> Result<(u64, Option<String>), StoreError> {
+        let known = self.records("by_did", 0, did, edition)?;
+        if known.0 == expected {
+            return Ok(known);
+        }
+        let late = self.records("skyfill_accounts", self.copied, did, edition)?;
+        Ok(if late.1.is_some() { late } else { known })
+    }
+
+    fn records(
+        &self,
+        table: &str,
+        after: i64,
+        did: &str,
+        edition: u32,
+    ) -> Result<(u64, Option<String>), StoreError> {
+        let select =
+            format!("SELECT records, rev FROM {table} WHERE did = ?1 AND edition = ?2 AND id > ?3");
         let mut statement =
-            self.connection.prepare_cached(select).map_err(|error| self.failed(error))?;
+            self.connection.prepare_cached(&select).map_err(|error| self.failed(error))?;
         let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
-        let found = statement.query_row(params![did, edition], read).optional();
+        let found = statement.query_row(params![did, edition, after], read).optional();
         let found = found.map_err(|error| self.failed(error))?;
         Ok(found.map_or((0, None), |(records, rev)| (records.cast_unsigned(), Some(rev))))
     }
@@ -99,7 +124,7 @@ impl QueueReader {
     /// # Errors
     /// [`StoreError`].
     pub fn check_items(&self, mut each: impl FnMut(String)) -> Result<u64, StoreError> {
-        let select = "SELECT did, rev, first_id, checksums FROM skyfill_accounts ORDER BY first_id";
+        let select = "SELECT did, rev, first_id, checksums FROM skyfill_accounts ORDER BY id";
         let mut accounts = self.connection.prepare(select).map_err(|error| self.failed(error))?;
         let mut accounts = accounts.query([]).map_err(|error| self.failed(error))?;
         let select = "SELECT id, payload, metadata FROM queue WHERE id >= ?1 AND id < ?2";
@@ -122,6 +147,19 @@ impl QueueReader {
     fn failed(&self, error: rusqlite::Error) -> StoreError {
         StoreError::sqlite(&self.path, error)
     }
+}
+
+/// The accounts in the order of their DIDs, in a temporary table on disk; gives the last row of those.
+fn copy_by_did(connection: &Connection) -> rusqlite::Result<i64> {
+    let select = "SELECT ifnull(max(id), 0) FROM skyfill_accounts";
+    let last: i64 = connection.query_row(select, [], |row| row.get(0))?;
+    connection.execute_batch(&format!(
+        "CREATE TEMP TABLE by_did (did TEXT, edition INTEGER, id INTEGER, segment INTEGER, records INTEGER, rev TEXT,
+                                   PRIMARY KEY (did, edition)) WITHOUT ROWID;
+         INSERT OR REPLACE INTO by_did SELECT did, edition, id, segment, records, rev FROM skyfill_accounts
+             WHERE id <= {last} ORDER BY did, edition, id;"
+    ))?;
+    Ok(last)
 }
 
 impl Taken {

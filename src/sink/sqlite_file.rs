@@ -55,7 +55,8 @@ pub(super) struct QueueFile {
 #[derive(Default)]
 struct Gathered {
     account: Option<usize>,
-    is_repeated: bool,
+    /// The row that a transaction before this one has left of it.
+    row: Option<i64>,
     first_id: i64,
     items: u64,
     records: u64,
@@ -101,12 +102,7 @@ impl QueueFile {
         // A file that was made and not yet filled when the process died has no position either.
         let start = known.unwrap_or_default();
         patiently(&path, || create_tables(&connection, data_id, start))?;
-        let select = "SELECT data_id, segment, item FROM skyfill_position";
-        let read = |row: &rusqlite::Row<'_>| {
-            let position = Position { segment: unsigned(row.get(1)?), item: unsigned(row.get(2)?) };
-            Ok((row.get::<_, String>(0)?, position))
-        };
-        let (owner, position) = connection.query_row(select, [], read).map_err(failed)?;
+        let (owner, position) = read_position(&connection).map_err(failed)?;
         if owner != data_id {
             let text = format!(
                 "{} belongs to another data directory: move it away, or use the --data-dir that it came from",
@@ -140,10 +136,7 @@ impl QueueFile {
             self.begin()?;
             let begun = writing.clock.now();
             let taken = self.take_some(&mut due, writing, &mut buffer, begun);
-            let next = due
-                .peek()
-                .map_or(Position::after(segment), |item| Position { segment, item: item.index });
-            let committed = taken.and_then(|()| self.commit(next));
+            let committed = taken.and_then(|next| self.commit(next));
             if committed.is_err() {
                 let _rolled_back = self.connection.execute_batch("ROLLBACK");
             }
@@ -162,41 +155,45 @@ impl QueueFile {
         writing: &Writing<'_>,
         buffer: &mut Vec<u8>,
         begun: Instant,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Position, StoreError> {
         let (mut gathered, mut bytes) = (Gathered::default(), 0);
         let long = Duration::from_millis(TRANSACTION_MILLISECONDS_MAX);
+        let segment = writing.segment.number;
         while let Some(item) = due.peek().copied() {
             if bytes >= TRANSACTION_BYTES_MAX || writing.clock.now().duration_since(begun) >= long {
                 break;
             }
-            if gathered.account != Some(item.account) {
-                self.note(&gathered, writing)?;
-                gathered = self.gather(item.account, writing)?;
+            if gathered.account.is_none() {
+                gathered = self.begun_before(item.account, writing)?;
+            } else if gathered.account != Some(item.account) {
+                self.note(&gathered, writing, Position { segment, item: item.index })?;
+                gathered = Gathered { account: Some(item.account), ..Gathered::default() };
             }
-            if !gathered.is_repeated {
-                let payload = writing.segment.read(&item, buffer)?;
-                let id = self.insert(payload, &item, writing)?;
-                gathered.first_id = if gathered.items == 0 { id } else { gathered.first_id };
-                gathered.items += 1;
-                gathered.records += u64::from(item.entry.records);
-                gathered.checksums.extend(item.entry.crc.to_le_bytes());
-                bytes += u64::from(item.entry.bytes);
-            }
+            let payload = writing.segment.read(&item, buffer)?;
+            let id = self.insert(payload, &item, writing)?;
+            gathered.first_id = if gathered.items == 0 { id } else { gathered.first_id };
+            gathered.items += 1;
+            gathered.records += u64::from(item.entry.records);
+            gathered.checksums.extend(item.entry.crc.to_le_bytes());
+            bytes += u64::from(item.entry.bytes);
             due.next();
         }
-        self.note(&gathered, writing)
+        let next = due.peek().map(|item| Position { segment, item: item.index });
+        let next = next.unwrap_or(Position::after(segment));
+        self.note(&gathered, writing, next)?;
+        Ok(next)
     }
 
-    /// What this file knows of an account of the segment: nothing, part of it, or all of it from another segment.
-    fn gather(&self, account: usize, writing: &Writing<'_>) -> Result<Gathered, StoreError> {
+    /// What the last transaction has left of the first account of this one: nothing, or its first items.
+    fn begun_before(&self, account: usize, writing: &Writing<'_>) -> Result<Gathered, StoreError> {
         let revision = &writing.segment.table.accounts[account].revision;
-        let select = "SELECT segment, first_id, items, records, checksums FROM skyfill_accounts
-                      WHERE did = ?1 AND edition = ?2";
+        let select = "SELECT id, first_id, items, records, checksums FROM skyfill_accounts
+                      WHERE id = (SELECT max(id) FROM skyfill_accounts) AND segment = ?1 AND did = ?2 AND edition = ?3";
         let mut gathered = Gathered { account: Some(account), ..Gathered::default() };
-        let segment = writing.segment.number;
+        let key = params![signed(writing.segment.number), revision.did, revision.edition];
         let mut statement = self.statement(select)?;
-        let known = statement.query_row(params![revision.did, revision.edition], |row| {
-            gathered.is_repeated = unsigned(row.get(0)?) != segment;
+        let known = statement.query_row(key, |row| {
+            gathered.row = row.get(0)?;
             gathered.first_id = row.get(1)?;
             gathered.items = unsigned(row.get(2)?);
             gathered.records = unsigned(row.get(3)?);
@@ -226,16 +223,20 @@ impl QueueFile {
         inserted.map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
-    /// Writes what was gathered about an account into its row.
-    fn note(&self, gathered: &Gathered, writing: &Writing<'_>) -> Result<(), StoreError> {
-        let Some(account) = gathered.account.filter(|_| !gathered.is_repeated) else {
-            return Ok(());
-        };
+    /// Writes what was gathered about an account into its row, and with it how far the file is.
+    fn note(
+        &self,
+        gathered: &Gathered,
+        writing: &Writing<'_>,
+        next: Position,
+    ) -> Result<(), StoreError> {
+        let Some(account) = gathered.account else { return Ok(()) };
         let revision = &writing.segment.table.accounts[account].revision;
         let upsert = "INSERT OR REPLACE INTO skyfill_accounts
-             (did, edition, segment, rev, first_id, items, records, checksums)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+             (id, did, edition, segment, rev, first_id, items, records, checksums, next_item)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         let noted = self.statement(upsert)?.execute(params![
+            gathered.row,
             revision.did,
             revision.edition,
             signed(writing.segment.number),
@@ -243,13 +244,14 @@ impl QueueFile {
             gathered.first_id,
             signed(gathered.items),
             signed(gathered.records),
-            gathered.checksums
+            gathered.checksums,
+            signed(next.item)
         ]);
         noted.map(drop).map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
+    /// The position goes with the account's row: one page less to write than a row of its own.
     fn commit(&mut self, next: Position) -> Result<(), StoreError> {
-        self.write_position(next)?;
         let committed = self.connection.execute_batch("COMMIT");
         committed.map_err(|error| StoreError::sqlite(&self.path, error))?;
         self.position = next;
@@ -342,8 +344,20 @@ fn create_tables(connection: &Connection, data_id: &str, start: Position) -> rus
         }
         false => "",
     };
+    // An early build kept the accounts by DID, and the position beside them.
+    let select = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'skyfill_accounts' AND sql NOT LIKE '%next_item%')";
+    let (aside, back) = match connection.query_row(select, [], |row| row.get(0))? {
+        true => (
+            "ALTER TABLE skyfill_accounts RENAME TO skyfill_accounts_by_did;",
+            "INSERT INTO skyfill_accounts SELECT NULL, did, edition, segment, rev, first_id, items, records, checksums, 0
+                 FROM skyfill_accounts_by_did ORDER BY first_id;
+             DROP TABLE skyfill_accounts_by_did;",
+        ),
+        false => ("", ""),
+    };
     connection.execute_batch(&format!(
         "BEGIN IMMEDIATE;
+         {aside}
          CREATE TABLE IF NOT EXISTS queue (
              id INTEGER PRIMARY KEY AUTOINCREMENT,
              payload TEXT,
@@ -351,17 +365,32 @@ fn create_tables(connection: &Connection, data_id: &str, start: Position) -> rus
              created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
              status TEXT DEFAULT 'pending');
          CREATE TABLE IF NOT EXISTS skyfill_accounts (
-             did TEXT, edition INTEGER, segment INTEGER, rev TEXT, first_id INTEGER, items INTEGER,
-             records INTEGER, checksums BLOB, PRIMARY KEY (did, edition)) WITHOUT ROWID;
+             id INTEGER PRIMARY KEY, did TEXT, edition INTEGER, segment INTEGER, rev TEXT, first_id INTEGER,
+             items INTEGER, records INTEGER, checksums BLOB, next_item INTEGER);
          CREATE TABLE IF NOT EXISTS skyfill_position (
              one INTEGER PRIMARY KEY CHECK (one = 1), data_id TEXT, segment INTEGER, item INTEGER,
              begun INTEGER);
+         {back}
          {index}
          COMMIT;",
     ))?;
     let insert = "INSERT OR IGNORE INTO skyfill_position (one, data_id, segment, item, begun) VALUES (1, ?1, ?2, ?3, ?2)";
     connection.execute(insert, params![data_id, signed(start.segment), signed(start.item)])?;
     Ok(())
+}
+
+/// Whose file it is and how far: after the last account, or after what was settled since.
+fn read_position(connection: &Connection) -> rusqlite::Result<(String, Position)> {
+    let position = |row: &rusqlite::Row<'_>, at| {
+        let (segment, item) = (unsigned(row.get(at)?), unsigned(row.get(at + 1)?));
+        Ok(Position { segment, item })
+    };
+    let select = "SELECT data_id, segment, item FROM skyfill_position";
+    let (owner, settled) =
+        connection.query_row(select, [], |row| Ok((row.get(0)?, position(row, 1)?)))?;
+    let select = "SELECT segment, next_item FROM skyfill_accounts ORDER BY id DESC LIMIT 1";
+    let taken = connection.query_row(select, [], |row| position(row, 0)).optional()?;
+    Ok((owner, settled.max(taken.unwrap_or_default())))
 }
 
 fn identity(path: &Path) -> Result<(u64, u64), StoreError> {

@@ -46,9 +46,6 @@ pub const CAPACITY_PER_THREAD: usize = 2;
 /// other.
 const OVERSIZED_SHARE: u64 = 4;
 
-/// A repository on disk up to this size is read into memory for its walk.
-const LOADED_BYTES_MAX: u64 = 4 << 20;
-
 /// A row is at most this many times as long as its record: an empty byte string, one byte, becomes `{\"$bytes\": \"\"}, `.
 const ROW_BYTES_PER_RECORD_BYTE: usize = 20;
 
@@ -153,13 +150,8 @@ async fn walk_one(
     oversized: Arc<Semaphore>,
 ) {
     let unloaded = fetched.car.unloaded_bytes();
-    let loads = unloaded > 0 && unloaded <= LOADED_BYTES_MAX.min(tools.walks.limit() / 8);
-    let beside = match (loads, unloaded) {
-        (true, unloaded) => unloaded,
-        (false, 0) => 0,
-        (false, _) => PAGES_BYTES,
-    };
-    let bytes = index_bytes(fetched.framed.blocks) + beside;
+    let pages = if unloaded == 0 { 0 } else { PAGES_BYTES };
+    let bytes = index_bytes(fetched.framed.blocks) + pages;
     let is_oversized = bytes > tools.walks.limit() / OVERSIZED_SHARE;
     let _lane = if is_oversized { oversized.acquire().await.ok() } else { None };
     let Ok(index) = tools.walks.take(bytes).await else {
@@ -169,6 +161,11 @@ async fn walk_one(
         );
         let cause = Cause::Terminal(Reason::RepoTooLarge);
         return fetched.ticket.finish(News::Failed(Failure::new(cause, None, detail)));
+    };
+    let loaded = if may_be_loaded(unloaded, tools.walks.limit()) {
+        tools.walks.try_take(unloaded)
+    } else {
+        None
     };
     let FetchedCar { mut ticket, subject, mut car, framed } = fetched;
     ticket.enter();
@@ -180,9 +177,9 @@ async fn walk_one(
         (hold.clone(), Arc::clone(&watched), Handle::current(), tools.patience);
     let (done, walked) = oneshot::channel();
     threads.run(move || {
-        let _index = index;
+        let (_index, memory) = (index, loaded);
         seen.pulse.set_resting(false);
-        let loaded = if loads { car.load().map_err(|error| error.into()) } else { Ok(()) };
+        let loaded = memory.as_ref().map_or(Ok(()), |_| car.load().map_err(Into::into));
         let after = match loaded {
             Ok(()) => run(&held, (&subject, car, &framed), &tools, &seen, &runtime),
             Err(error) => held.end(|ticket| ticket.finish(Ended::Repo(error).news())),
@@ -200,6 +197,12 @@ async fn walk_one(
         }
         () = watched.pulse.silent(patience) => hold.give_up(&threads),
     }
+}
+
+/// Whether a repository on disk is read into memory for its walk, if so much of the walks budget is free just then: what is left is
+/// enough for any walk without a lane of its own. Others are read page by page.
+const fn may_be_loaded(unloaded: u64, limit: u64) -> bool {
+    unloaded > 0 && unloaded <= limit - limit / OVERSIZED_SHARE
 }
 
 /// On a thread: walks, and ends the ticket.

@@ -73,10 +73,20 @@ pub trait Sink: Send {
     fn close(&mut self) -> Result<(), StoreError>;
 }
 
+/// DID and edition of an account's export.
+pub type Export = (String, u32);
+
 /// The ledger as a follower.
 pub trait LedgerFollower: Send {
     /// Last segment that it has taken.
     fn position(&self) -> u64;
+
+    /// Which of the accounts of `segment`, an earlier segment brought already. Answers the same before and after
+    /// [`LedgerFollower::apply`], until the segment is settled.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn repeats(&mut self, segment: u64, exports: Vec<Export>) -> Result<Vec<usize>, StoreError>;
 
     /// Marks the accounts of a segment done.
     ///
@@ -219,8 +229,11 @@ impl Thread {
     }
 
     fn apply_next(&mut self) -> Result<bool, StoreError> {
-        let Some(segment) = lock(&self.journal).next_after(self.applied)? else { return Ok(false) };
+        let Some(mut segment) = lock(&self.journal).next_after(self.applied)? else {
+            return Ok(false);
+        };
         let applying = Stopwatch::start();
+        self.pass_over_repeats(&mut segment)?;
         let health = self.health.clone();
         for index in 0..self.sinks.len() {
             health.wait_out(WRITER, || {
@@ -243,6 +256,16 @@ impl Thread {
         self.applied = segment.number;
         self.progress.send_modify(|progress| progress.applied = segment.number);
         Ok(true)
+    }
+
+    /// An account that was exported twice, because whoever asked for it was restarted, is taken by every follower once.
+    fn pass_over_repeats(&mut self, segment: &mut SegmentReader) -> Result<(), StoreError> {
+        let revisions = segment.table.accounts.iter().map(|account| &account.revision);
+        let exports: Vec<_> = revisions.map(|it| (it.did.clone(), it.edition)).collect();
+        let (ledger, number) = (self.ledger.as_mut(), segment.number);
+        let repeats = self.health.wait_out(WRITER, || ledger.repeats(number, exports.clone()))?;
+        segment.pass_over(repeats);
+        Ok(())
     }
 
     /// Gives back what can be had without new space: the WALs, and the segments that everybody has.

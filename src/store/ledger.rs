@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::account::Revision;
-use crate::store::apply::{LedgerFollower, Position};
+use crate::store::apply::{Export, LedgerFollower, Position};
 use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::ledger_rows::Rows;
@@ -187,6 +187,11 @@ impl Follower {
 impl LedgerFollower for Follower {
     fn position(&self) -> u64 {
         self.position
+    }
+
+    fn repeats(&mut self, segment: u64, exports: Vec<Export>) -> Result<Vec<usize>, StoreError> {
+        let found = self.ledger.run_blocking(move |rows| rows.repeats(segment, &exports));
+        found.map_err(|_| self.gone())
     }
 
     fn apply(&mut self, segment: u64, revisions: Vec<Revision>) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension, params};
 use crate::domain::account::{AccountId, Revision};
 use crate::domain::ledger::{Account, Effect, Event, Moment, State};
 use crate::domain::verdict::Reason;
+use crate::store::apply::{Export, Position};
 use crate::store::error::StoreError;
 use crate::store::ledger_rows::{
     Applied, DONE, FETCHING, PARKED, Place, QUEUED, READY, RESOLVING, RETRY, Rows, RunCounts,
@@ -94,14 +95,15 @@ impl Rows {
         if segment <= self.segment()? {
             return Ok(());
         }
-        for revision in revisions {
-            let select = "SELECT id FROM accounts WHERE did = ?1 AND edition = ?2";
-            let found = self.connection().query_row(
-                select,
-                params![revision.did, revision.edition],
-                |row| row.get::<_, i64>(0),
-            );
-            let Some(id) = found.optional().map_err(|error| self.failed(error))? else { continue };
+        for (index, revision) in revisions.iter().enumerate() {
+            let Some((id, edition)) = self.edition_of(&revision.did)? else { continue };
+            if edition > revision.edition {
+                let insert = "INSERT OR IGNORE INTO repeats VALUES (?1, ?2)";
+                self.execute(insert, params![segment.cast_signed(), index.cast_signed()])?;
+            }
+            if edition != revision.edition {
+                continue;
+            }
             let applied = self.apply(AccountId(id), Event::Exported)?;
             if applied.listed && applied.before.state == State::Done {
                 self.sum_row(id, -1)?;
@@ -122,6 +124,49 @@ impl Rows {
         }
         self.execute("UPDATE meta SET value = ?1 WHERE key = 'segment'", [segment.to_string()])
             .map(drop)
+    }
+
+    /// Which of the accounts of `segment`, an earlier segment brought already.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn repeats(&self, segment: u64, exports: &[Export]) -> Result<Vec<usize>, StoreError> {
+        if segment <= self.segment()? {
+            let select = "SELECT account FROM repeats WHERE segment = ?1";
+            let read = |row: &rusqlite::Row<'_>| Ok(row.get::<_, i64>(0)?.cast_unsigned());
+            let known = self.select(select, [segment.cast_signed()], read)?;
+            return Ok(known.into_iter().filter_map(|index| usize::try_from(index).ok()).collect());
+        }
+        let mut repeated = Vec::new();
+        for (index, (did, edition)) in exports.iter().enumerate() {
+            if self.edition_of(did)?.is_some_and(|(_, next)| next > *edition) {
+                repeated.push(index);
+            }
+        }
+        Ok(repeated)
+    }
+
+    /// Forgets the repeats of segments that every queue file has taken whole.
+    pub(crate) fn forget_repeats(
+        &self,
+        positions: &[(String, Position)],
+    ) -> Result<(), StoreError> {
+        let whole = positions.iter().map(|(_, it)| match it.item {
+            u64::MAX => it.segment,
+            _ => it.segment.saturating_sub(1),
+        });
+        let Some(through) = whole.min() else { return Ok(()) };
+        self.execute("DELETE FROM repeats WHERE segment <= ?1", [through.cast_signed()]).map(drop)
+    }
+
+    /// Row of an account and the edition that its next export has.
+    fn edition_of(&self, did: &str) -> Result<Option<(i64, u32)>, StoreError> {
+        let select = "SELECT id, edition FROM accounts WHERE did = ?1";
+        let connection = self.connection();
+        let mut statement =
+            connection.prepare_cached(select).map_err(|error| self.failed(error))?;
+        let found = statement.query_row([did], |row| Ok((row.get(0)?, row.get(1)?)));
+        found.optional().map_err(|error| self.failed(error))
     }
 
     fn host_id(&mut self, name: &str) -> Result<i64, StoreError> {

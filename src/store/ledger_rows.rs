@@ -192,6 +192,8 @@ impl Rows {
         let done = work(self).and_then(|done| self.commit().map(|()| done));
         if done.is_err() {
             self.roll_back()?;
+        } else {
+            self.sync_if_wanted()?;
         }
         done
     }
@@ -251,11 +253,20 @@ impl Rows {
                 params![label, segment, item],
             )?;
         }
+        self.forget_repeats(positions)?;
+        self.make_durable()
+    }
+
+    /// Asks that what was written so far be durable with the commit of the open transaction.
+    ///
+    /// # Errors
+    /// None; as others that are sent to the writer.
+    pub fn make_durable(&mut self) -> Result<(), StoreError> {
         self.wants_sync = true;
         Ok(())
     }
 
-    /// Makes every commit so far durable, if a settle asked for it: one commit at FULL that writes something.
+    /// Makes every commit so far durable, if one of them asked for it: one commit at FULL that writes something.
     pub(crate) fn sync_if_wanted(&mut self) -> Result<(), StoreError> {
         if self.wants_sync {
             // Positions are written and not durable; the segments are still there and every follower knows its own.

@@ -44,8 +44,10 @@ pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreEr
     Ok(schema)
 }
 
-/// What came later and changes nothing of the above: the rows of a list on its way in, and done accounts by their filter.
+/// What came later and changes nothing of the above: the rows of a list on its way in, the accounts of segments that earlier segments
+/// brought already, and done accounts by their filter.
 const LATER: &str = "
+    CREATE TABLE IF NOT EXISTS repeats (segment INTEGER, account INTEGER, PRIMARY KEY (segment, account)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY);
     CREATE INDEX IF NOT EXISTS by_filter ON accounts (filter, id) WHERE state = 5;";
 

@@ -131,6 +131,8 @@ impl Staged {
         loop {
             let entries = Arc::new(self.list.take(KNOWN_AT_ONCE)?);
             if entries.is_empty() {
+                // An account that only the journal remembers after a loss of power would be taken for a new one.
+                writer.write(Rows::make_durable)?;
                 return Ok(Known { is_empty: known == 0 });
             }
             let before = known;

@@ -9,6 +9,7 @@
 //! The table's checksum covers the items' checksums, so every byte is covered. A reader believes nothing before it has
 //! checked it, and names file and place of what is wrong.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -87,6 +88,8 @@ pub struct SegmentReader {
     pub table: Table,
     path: PathBuf,
     file: File,
+    /// Indexes of accounts that an earlier segment brought.
+    repeated: HashSet<usize>,
 }
 
 /// An item's place in a segment.
@@ -142,7 +145,8 @@ impl SegmentReader {
         }
         let table: Table =
             serde_json::from_slice(&table).map_err(|_| damaged("its table is unreadable"))?;
-        let reader = Self { number, table, path: path.to_owned(), file };
+        let repeated = HashSet::new();
+        let reader = Self { number, table, path: path.to_owned(), file, repeated };
         let end = reader
             .items()
             .last()
@@ -153,17 +157,23 @@ impl SegmentReader {
         Ok(reader)
     }
 
-    /// Its items in order.
+    /// From now on the items of these accounts are passed over: an earlier segment brought them.
+    pub fn pass_over(&mut self, accounts: Vec<usize>) {
+        self.repeated.extend(accounts);
+    }
+
+    /// Its items in order, less those that are passed over.
     pub fn items(&self) -> impl Iterator<Item = Placed> {
         let mut offset = HEADER_BYTES;
         let entries = self.table.accounts.iter().enumerate();
         let entries =
             entries.flat_map(|(account, it)| it.items.iter().map(move |entry| (account, *entry)));
-        (0..).zip(entries).map(move |(index, (account, entry))| {
+        let placed = (0..).zip(entries).map(move |(index, (account, entry))| {
             let placed = Placed { index, account, entry, offset };
             offset += u64::from(entry.bytes);
             placed
-        })
+        });
+        placed.filter(|item| !self.repeated.contains(&item.account))
     }
 
     /// Reads an item's payload into `buffer` and checks it.

@@ -7,8 +7,8 @@ use crate::store::durable::Folder;
 use crate::store::error::StoreError;
 use crate::store::journal::STEP_BYTES;
 
-/// As many as are settled together would all be used again, but most of the gain comes with these.
-const SPARES_MAX: usize = 6;
+/// As many as are settled together are all used again.
+const SPARES_MAX: usize = 16;
 
 /// A longer one, of a large account, is removed: its blocks would lie idle under groups.
 const SPARE_BYTES_MAX: u64 = 2 * STEP_BYTES;

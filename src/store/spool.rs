@@ -2,13 +2,14 @@
 //!
 //! A spool never waits. It is memory while it is small and the spools budget has room, and an unlinked temporary file in
 //! `DATA/spool` beyond that; a file is gone with its process. Disk is reserved in steps of 64 MiB out of `limits.spool`.
+//! Memory of finished spools is used again: fresh pages cost a processor more than the bytes that are copied into them.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::repo::Source;
 use crate::store::budget::{Budget, Reservation};
@@ -19,13 +20,32 @@ pub const DISK_STEP_BYTES: u64 = 64 << 20;
 /// First memory of a spool; doubles as it fills.
 const MEMORY_STEP_BYTES: usize = 16 << 10;
 
+/// Share of the memory budget that may lie ready for the next spools, beside what is in use.
+const KEPT_SHARE: u64 = 8;
+
 /// Makes spools.
 #[derive(Clone, Debug)]
 pub struct SpoolPool {
     folder: PathBuf,
     memory_bytes_each: u64,
     memory: Budget,
+    kept: Arc<Kept>,
     disk: Arc<DiskShare>,
+}
+
+/// Memory of finished spools.
+#[derive(Debug)]
+struct Kept {
+    limit_bytes: usize,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A spool's memory; what it leaves is kept.
+#[derive(Debug)]
+struct Memory {
+    bytes: Vec<u8>,
+    reservation: Option<Reservation>,
+    kept: Arc<Kept>,
 }
 
 #[derive(Debug)]
@@ -65,8 +85,13 @@ pub struct SpooledCar {
 
 #[derive(Debug)]
 enum Place {
-    Memory { bytes: Vec<u8>, reservation: Option<Reservation> },
-    Disk { file: File, share: DiskReservation },
+    Memory(Memory),
+    /// Read back from disk, within another's budget.
+    Loaded(Vec<u8>),
+    Disk {
+        file: File,
+        share: DiskReservation,
+    },
 }
 
 #[derive(Debug)]
@@ -80,13 +105,16 @@ impl SpoolPool {
     #[must_use]
     pub fn new(folder: PathBuf, memory_bytes_each: u64, memory: Budget, disk_bytes: u64) -> Self {
         let disk = DiskShare { limit_bytes: disk_bytes, used_bytes: AtomicU64::new(0) };
-        Self { folder, memory_bytes_each, memory, disk: Arc::new(disk) }
+        let limit_bytes = usize::try_from(memory.limit() / KEPT_SHARE).unwrap_or(usize::MAX);
+        let kept = Arc::new(Kept { limit_bytes, buffers: Mutex::default() });
+        Self { folder, memory_bytes_each, memory, kept, disk: Arc::new(disk) }
     }
 
     /// An empty spool.
     #[must_use]
     pub fn open(&self) -> Spool {
-        let place = Place::Memory { bytes: Vec::new(), reservation: None };
+        let kept = Arc::clone(&self.kept);
+        let place = Place::Memory(Memory { bytes: Vec::new(), reservation: None, kept });
         Spool { pool: self.clone(), place, bytes: 0, beside: None }
     }
 
@@ -114,7 +142,9 @@ impl Spool {
             self.move_to_disk()?;
         }
         match &mut self.place {
-            Place::Memory { bytes: held, .. } => held.extend_from_slice(bytes),
+            Place::Memory(memory) => memory.bytes.extend_from_slice(bytes),
+            // Only a frozen spool is loaded.
+            Place::Loaded(held) => held.extend_from_slice(bytes),
             Place::Disk { file, share } => {
                 share.grow_to(length)?;
                 file.write_all_at(bytes, self.bytes).map_err(SpoolError::Disk)?;
@@ -146,34 +176,63 @@ impl Spool {
 
     /// Makes room in memory for `length` bytes in all, if the spool is in memory and may stay there.
     fn has_memory_for(&mut self, length: u64) -> bool {
-        let Place::Memory { bytes, reservation } = &mut self.place else { return true };
-        if length <= bytes.capacity() as u64 {
+        let Place::Memory(memory) = &mut self.place else { return true };
+        if length <= memory.bytes.capacity() as u64 {
             return true;
         }
         if length > self.pool.memory_bytes_each {
             return false;
         }
+        if memory.bytes.capacity() == 0 {
+            memory.take_kept(&self.pool.memory);
+        }
+        let held = memory.bytes.capacity();
         let wanted = usize::try_from(length).unwrap_or(usize::MAX).next_power_of_two();
         let wanted = wanted.max(MEMORY_STEP_BYTES);
-        let Some(more) = self.pool.memory.try_take((wanted - bytes.capacity()) as u64) else {
-            return false;
-        };
-        match reservation {
-            Some(held) => held.merge(more),
-            None => *reservation = Some(more),
+        if wanted <= held {
+            return true;
         }
-        bytes.reserve_exact(wanted - bytes.len());
+        let Some(more) = self.pool.memory.try_take((wanted - held) as u64) else { return false };
+        match &mut memory.reservation {
+            Some(held) => held.merge(more),
+            None => memory.reservation = Some(more),
+        }
+        memory.bytes.reserve_exact(wanted - memory.bytes.len());
         true
     }
 
     fn move_to_disk(&mut self) -> Result<(), SpoolError> {
-        let Place::Memory { bytes, .. } = &self.place else { return Ok(()) };
+        let Place::Memory(Memory { bytes, .. }) = &self.place else { return Ok(()) };
         let mut share = DiskReservation { disk: Arc::clone(&self.pool.disk), bytes: 0 };
         share.grow_to(bytes.len() as u64)?;
         let file = tempfile::tempfile_in(&self.pool.folder).map_err(SpoolError::Disk)?;
         file.write_all_at(bytes, 0).map_err(SpoolError::Disk)?;
         self.place = Place::Disk { file, share };
         Ok(())
+    }
+}
+
+impl Memory {
+    /// Begins with what another spool has left, if the budget has room for it.
+    fn take_kept(&mut self, budget: &Budget) {
+        let mut buffers = self.kept.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(last) = buffers.last() else { return };
+        self.reservation = budget.try_take(last.capacity() as u64);
+        if self.reservation.is_some() {
+            self.bytes = buffers.pop().unwrap_or_default();
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        let mut buffers = self.kept.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept: usize = buffers.iter().map(Vec::capacity).sum();
+        if bytes.capacity() > 0 && kept + bytes.capacity() <= self.kept.limit_bytes {
+            buffers.push(bytes);
+        }
     }
 }
 
@@ -205,7 +264,7 @@ impl SpooledCar {
     #[must_use]
     pub fn unloaded_bytes(&self) -> u64 {
         match &self.place {
-            Place::Memory { .. } => 0,
+            Place::Memory(_) | Place::Loaded(_) => 0,
             Place::Disk { .. } => self.bytes,
         }
     }
@@ -219,7 +278,7 @@ impl SpooledCar {
         if let Place::Disk { file, .. } = &self.place {
             let mut bytes = vec![0; usize::try_from(self.bytes).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut bytes, 0)?;
-            self.place = Place::Memory { bytes, reservation: None };
+            self.place = Place::Loaded(bytes);
         }
         Ok(())
     }
@@ -232,14 +291,16 @@ impl Source for SpooledCar {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.place {
-            Place::Memory { bytes, .. } => bytes.read_at(offset, buffer),
+            Place::Memory(Memory { bytes, .. }) | Place::Loaded(bytes) => {
+                bytes.read_at(offset, buffer)
+            }
             Place::Disk { file, .. } => file.read_exact_at(buffer, offset),
         }
     }
 
     fn as_slice(&self) -> Option<&[u8]> {
         match &self.place {
-            Place::Memory { bytes, .. } => Some(bytes),
+            Place::Memory(Memory { bytes, .. }) | Place::Loaded(bytes) => Some(bytes),
             Place::Disk { .. } => None,
         }
     }
@@ -280,6 +341,30 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         drop((small, large, unlucky));
         assert_eq!(pool.disk_bytes(), 0);
+    }
+
+    #[test]
+    fn memory_is_used_again_counted_while_in_use_and_kept_up_to_a_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Budget::new(1 << 20);
+        let pool = SpoolPool::new(folder.path().to_owned(), 1 << 20, memory.clone(), 1 << 30);
+        let full = |byte, length| {
+            let mut spool = pool.open();
+            spool.write(&vec![byte; length]).unwrap();
+            spool.freeze()
+        };
+        let kept = || pool.kept.buffers.lock().unwrap().iter().map(Vec::capacity).sum::<usize>();
+        drop((full(1, 100_000), full(2, 10_000), full(3, 500_000)));
+        // An eighth of the budget: the first, not the second beside it, not the third.
+        assert_eq!((memory.used(), kept()), (0, 131_072));
+        let next = full(4, 3);
+        assert_eq!((memory.used(), kept(), content(&next)), (131_072, 0, vec![4; 3]));
+        drop(next);
+        // The budget has no room for so much: the kept one stays, and the spool begins small.
+        let others = memory.try_take(memory.limit() - (20 << 10)).unwrap();
+        let small = full(5, 9_000);
+        assert_eq!((memory.used() - others.bytes(), kept()), (16_384, 131_072));
+        assert_eq!(content(&small), [5; 9_000]);
     }
 
     #[test]

@@ -87,7 +87,9 @@ impl From<&StoreError> for ExitCode {
             StoreError::Full { .. }
             | StoreError::Io { .. }
             | StoreError::Damaged { .. }
-            | StoreError::Sqlite { .. } => Self::Io,
+            | StoreError::Sqlite { .. }
+            | StoreError::Sink { .. }
+            | StoreError::Busy { .. } => Self::Io,
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::seed::Chance;
 use crate::store::apply::Position;
 use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
+use crate::store::follow::{self, NamedSink};
 use crate::store::journal::Journal;
 use crate::store::ledger_rows::Rows;
 use crate::store::listing::{ListingError, Staged};
@@ -35,7 +36,11 @@ pub struct Data {
     pub(super) data_id: String,
     pub(super) positions: HashMap<String, Position>,
     pub(super) transformer: Arc<Transformer>,
+    pub(super) sinks: Sinks,
 }
+
+/// Sinks that wait for a pipeline: the one that starts takes them.
+pub type Sinks = Arc<Mutex<Vec<NamedSink>>>;
 
 /// Done accounts that were exported under another filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,13 +75,30 @@ impl Data {
                 let revisions: Vec<_> = accounts.map(|account| account.revision.clone()).collect();
                 rows.apply_segment(segment.number, &revisions)?;
             }
+            rows.forget_repeats(journal.forgotten())?;
             rows.end_leases(&Event::ProcessDied)
         })?;
         // The ledger knows what was sealed and has taken back its leases; queues follow later, now or at the next start.
         crash_point!(RecoveredBeforeLists);
         let positions = rows.queue_positions()?;
         let journal = Arc::new(Mutex::new(journal));
-        Ok(Self { dir, rows, journal, data_id, positions, transformer })
+        let sinks = Sinks::default();
+        Ok(Self { dir, rows, journal, data_id, positions, transformer, sinks })
+    }
+
+    /// The pipeline's sinks beside the queues.
+    pub fn follow_with(&mut self, sinks: Sinks) {
+        self.sinks = sinks;
+    }
+
+    /// From now on nothing waits for the sink `name`, and work goes on without it; gives whether it was known.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn let_sink_go(&mut self, name: &str) -> Result<bool, StoreError> {
+        let label = follow::ledger_label(name);
+        self.positions.remove(&label);
+        self.rows.transaction(|rows| rows.let_sink_go(&label))
     }
 
     /// Makes `targets` the listed accounts; the others rest. Gives how many there are, or the first error of the list, and

@@ -1,7 +1,8 @@
 //! Disk: an opened data directory with the threads that write it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::settings::Settings;
@@ -11,10 +12,14 @@ use crate::sink::sqlite::SqliteQueues;
 use crate::store::apply::{Applier, Sink};
 use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
+use crate::store::follow::{Followers, Waiting};
 use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::ledger::{Follower, Ledger};
 use crate::store::ledger_rows::{Rows, RunCounts};
+
+/// After a failure the threads are waited for only so long; the data directory stays locked until they have ended.
+const ABANDON: Duration = Duration::from_secs(5);
 
 /// The data directory with the threads that write it.
 pub struct Disk {
@@ -24,6 +29,8 @@ pub struct Disk {
     pub journal: Arc<Mutex<Journal>>,
     /// Who brings sealed segments to the queues and the ledger.
     pub applier: Applier,
+    /// The sinks beside the queues.
+    pub followers: Followers,
     /// The directory, ours as long as this lives.
     pub dir: DataDir,
     threads: Vec<JoinHandle<()>>,
@@ -40,23 +47,41 @@ impl Disk {
         clock: &Clock,
         health: &Health,
     ) -> Result<Self, StoreError> {
-        let Data { dir, rows, journal, data_id, positions, transformer } = data;
+        let Data { dir, mut rows, journal, data_id, positions, transformer, sinks } = data;
         let segment = rows.segment()?;
+        let mut sinks = sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<String> = sinks.iter().map(|sink| sink.name.clone()).collect();
+        let forgotten = journal.lock().unwrap_or_else(PoisonError::into_inner).forgotten();
+        let labels = transformer.queues();
+        let waiting = Waiting::new(&names, &positions, forgotten, &data_id, labels)?;
+        let followers = waiting.followers.clone();
+        // From here on nothing is removed that they have not had, whoever runs over this directory.
+        rows.transaction(|rows| rows.settle(&followers.positions()))?;
         let (ledger, ledger_thread) = Ledger::start(rows, health.clone())?;
-        let (labels, rows_per_item) = (transformer.queues(), settings.rows_per_item);
-        let folder = dir.join("queue");
+        let (rows_per_item, folder) = (settings.rows_per_item, dir.join("queue"));
         let queues =
             SqliteQueues::open(&folder, &data_id, labels, rows_per_item, positions, clock.clone())?;
         let follower = Box::new(Follower::new(ledger.clone(), segment));
-        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(queues)];
+        let queues: Vec<Box<dyn Sink>> = vec![Box::new(queues)];
+        let (beside, journal_too) = (followers.clone(), Arc::clone(&journal));
         let (applier, applier_thread) =
-            Applier::start(Arc::clone(&journal), sinks, follower, health.clone())?;
-        Ok(Self { ledger, journal, applier, threads: vec![applier_thread, ledger_thread], dir })
+            Applier::start_beside(beside, journal_too, queues, follower, health.clone())?;
+        // Taken only now: what found the disk full before is tried again with them.
+        let taken = std::mem::take(&mut *sinks);
+        let mut threads = waiting.start(taken, &journal, &applier, health, clock)?;
+        threads.extend([applier_thread, ledger_thread]);
+        Ok(Self { ledger, journal, applier, followers, threads, dir })
     }
 
     /// Settles the queues, ends every lease and closes the ledger; gives what this process decided, to the last segment.
     pub async fn stop(self, health: &Health) -> Option<RunCounts> {
-        let applier = self.applier.clone();
+        let (applier, followers) = (self.applier.clone(), self.followers.clone());
+        // They take what the queues have.
+        let newest = self.journal.lock().unwrap_or_else(PoisonError::into_inner).newest();
+        applier.applied(newest).await;
+        let _stopped = tokio::task::spawn_blocking(move || followers.stop()).await;
+        // What they have taken by then is removed with the applier's last settle.
+        self.followers.passed_by(u64::MAX).await;
         let _stopped = tokio::task::spawn_blocking(move || applier.stop()).await;
         let mut progress = self.applier.progress();
         let _ended = progress.wait_for(|progress| progress.ended).await;
@@ -70,5 +95,26 @@ impl Disk {
         let join = move || threads.into_iter().for_each(|thread| drop(thread.join()));
         let _joined = tokio::task::spawn_blocking(join).await;
         decided
+    }
+
+    /// Something has failed: ends the threads without another write. While one of them still hangs in a call of the system or
+    /// of a sink, the data directory stays locked.
+    pub async fn abandon(self) {
+        let Self { ledger, applier, followers, dir, threads, .. } = self;
+        let ended = tokio::task::spawn_blocking(move || {
+            followers.abandon();
+            applier.abandon();
+        });
+        let _in_time = tokio::time::timeout(ABANDON, async {
+            let _told = ended.await;
+            ledger.close().await;
+            drop(ledger);
+            let join = move || {
+                threads.into_iter().for_each(|thread| drop(thread.join()));
+                drop(dir);
+            };
+            tokio::task::spawn_blocking(join).await
+        })
+        .await;
     }
 }

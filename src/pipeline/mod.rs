@@ -36,6 +36,7 @@ use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
+use crate::store::follow::Followed;
 use crate::store::health::{Condition, Health};
 use crate::store::spool::SpoolPool;
 
@@ -316,6 +317,21 @@ impl Pipeline {
         self.health.watch()
     }
 
+    /// Waits until every sink beside the queues has what is sealed by now, or has ended.
+    pub async fn followed(&self) {
+        let newest = {
+            let journal = self.disk.journal.lock();
+            journal.unwrap_or_else(std::sync::PoisonError::into_inner).newest()
+        };
+        self.disk.followers.passed_by(newest).await;
+    }
+
+    /// How far each of those sinks is.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<Followed> {
+        self.disk.followers.followed()
+    }
+
     /// Stops: what is in flight is finished within 20 s or given back, nothing is charged. The progress then counts what was
     /// sealed last, too.
     ///
@@ -333,6 +349,7 @@ impl Pipeline {
         self.health.end_waiting();
         let _stopped = ractor::call!(self.supervisor, supervisor::Command::Stop);
         if let Some(error) = self.health.failure() {
+            self.disk.abandon().await;
             return Err(error);
         }
         if let Some(run) = self.disk.stop(&self.health).await {

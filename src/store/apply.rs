@@ -6,8 +6,10 @@
 //! ```
 //! A follower's position moves in the same transaction as what it took, so a crash anywhere leaves each follower at a place
 //! from which it goes on. On start the ledger is brought up to date first, so that nothing done is fetched again; queues
-//! follow in the background. A full disk is waited out; any other failure ends the process.
+//! follow in the background. A full disk is waited out; any other failure ends the process. Sinks that may be slow or away
+//! follow on threads of their own (`store::follow`): a segment is removed once they have settled it, too.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +18,9 @@ use tokio::sync::watch;
 
 use crate::crash_point;
 use crate::domain::account::Revision;
+pub use crate::sink::{Position, Sink};
 use crate::store::error::StoreError;
+use crate::store::follow::Followers;
 use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::segment::SegmentReader;
@@ -31,47 +35,6 @@ const SETTLE_QUIET_MILLISECONDS: u64 = 500;
 
 /// Who waits, in the log, when the disk is full.
 const WRITER: &str = "queues";
-
-/// Where a follower is: everything before this item of this segment is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
-    /// Segment number; the segments before it are taken whole.
-    pub segment: u64,
-    /// Items of that segment that are taken; `u64::MAX` for all.
-    pub item: u64,
-}
-
-impl Position {
-    /// Everything of `segment` and before.
-    #[must_use]
-    pub const fn after(segment: u64) -> Self {
-        Self { segment, item: u64::MAX }
-    }
-}
-
-/// A follower of the journal that holds rows.
-pub trait Sink: Send {
-    /// Takes what it has not taken of `segment`.
-    ///
-    /// # Errors
-    /// [`StoreError`]; a full disk is tried again.
-    fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError>;
-
-    /// Makes everything taken durable; gives the name and position of each file.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError>;
-
-    /// Gives space back that it can do without: the disk is full.
-    fn shrink(&mut self);
-
-    /// Ends cleanly: what a reader or a mover finds afterwards is whole.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn close(&mut self) -> Result<(), StoreError>;
-}
 
 /// DID and edition of an account's export.
 pub type Export = (String, u32);
@@ -108,6 +71,8 @@ pub struct Progress {
     pub applied: u64,
     /// Last segment that was forgotten.
     pub forgotten: u64,
+    /// Accounts of the applied segments that every follower passes over, by segment.
+    pub repeats: BTreeMap<u64, Vec<usize>>,
     /// It has ended, well or not.
     pub ended: bool,
 }
@@ -117,12 +82,15 @@ pub struct Progress {
 pub struct Applier {
     wake: SyncSender<Command>,
     progress: watch::Receiver<Progress>,
+    followers: Followers,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Command {
     Look,
     Stop,
+    /// End without another write: something has failed.
+    Abandon,
 }
 
 impl Applier {
@@ -131,6 +99,20 @@ impl Applier {
     /// # Errors
     /// [`StoreError`] of the ledger's catching up, or if the thread cannot be started.
     pub fn start(
+        journal: Arc<Mutex<Journal>>,
+        sinks: Vec<Box<dyn Sink>>,
+        ledger: Box<dyn LedgerFollower>,
+        health: Health,
+    ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
+        Self::start_beside(Followers::default(), journal, sinks, ledger, health)
+    }
+
+    /// The same, beside `followers`, whose positions the ledger remembers and without whom no segment is removed.
+    ///
+    /// # Errors
+    /// As [`Applier::start`].
+    pub fn start_beside(
+        followers: Followers,
         journal: Arc<Mutex<Journal>>,
         sinks: Vec<Box<dyn Sink>>,
         mut ledger: Box<dyn LedgerFollower>,
@@ -142,15 +124,24 @@ impl Applier {
         // One waiting wake-up is enough for any number of segments; a second place is for the stop.
         let (wake, woken) = sync_channel(2);
         let begun = lock(&journal).forgotten();
-        let first = Progress { applied: begun, forgotten: begun, ended: false };
+        let first = Progress { applied: begun, forgotten: begun, ..Progress::default() };
         let (progress, watched) = watch::channel(first);
-        let thread =
-            Thread { journal, sinks, ledger, health, progress, applied: begun, settled: begun };
+        let (applied, settled, beside) = (begun, begun, followers.clone());
+        let thread = Thread {
+            journal,
+            sinks,
+            followers: beside,
+            ledger,
+            health,
+            progress,
+            applied,
+            settled,
+        };
         let named = std::thread::Builder::new().name("applier".to_owned());
         let path = std::path::Path::new("applier thread");
         let joined =
             named.spawn(move || thread.run(&woken)).map_err(|error| StoreError::io(path, error))?;
-        let applier = Self { wake, progress: watched };
+        let applier = Self { wake, progress: watched, followers };
         applier.wake();
         Ok((applier, joined))
     }
@@ -158,11 +149,17 @@ impl Applier {
     /// Says that there may be new segments.
     pub fn wake(&self) {
         let _already_awake = self.wake.try_send(Command::Look);
+        self.followers.wake();
     }
 
     /// Settles, closes the sinks and ends the thread.
     pub fn stop(&self) {
         let _ended = self.wake.send(Command::Stop);
+    }
+
+    /// Ends the thread without another write: something has failed.
+    pub fn abandon(&self) {
+        let _ended = self.wake.send(Command::Abandon);
     }
 
     /// How far it is.
@@ -187,6 +184,7 @@ impl Applier {
 struct Thread {
     journal: Arc<Mutex<Journal>>,
     sinks: Vec<Box<dyn Sink>>,
+    followers: Followers,
     ledger: Box<dyn LedgerFollower>,
     health: Health,
     progress: watch::Sender<Progress>,
@@ -214,11 +212,12 @@ impl Thread {
             match command {
                 Ok(Command::Look) => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    if self.applied > self.settled {
+                    if self.applied > self.settled || self.may_forget() {
                         self.settle()?;
                     }
                     lock(&self.journal).remove_spares()?;
                 }
+                Ok(Command::Abandon) => return Ok(()),
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     self.settle()?;
                     lock(&self.journal).remove_spares()?;
@@ -255,6 +254,7 @@ impl Thread {
         telemetry::applied(applying);
         self.applied = segment.number;
         self.progress.send_modify(|progress| progress.applied = segment.number);
+        self.followers.wake();
         Ok(true)
     }
 
@@ -264,6 +264,10 @@ impl Thread {
         let exports: Vec<_> = revisions.map(|it| (it.did.clone(), it.edition)).collect();
         let (ledger, number) = (self.ledger.as_mut(), segment.number);
         let repeats = self.health.wait_out(WRITER, || ledger.repeats(number, exports.clone()))?;
+        if !repeats.is_empty() {
+            let told = repeats.clone();
+            self.progress.send_modify(|progress| drop(progress.repeats.insert(number, told)));
+        }
         segment.pass_over(repeats);
         Ok(())
     }
@@ -297,16 +301,27 @@ impl Thread {
         self.forget(positions)
     }
 
+    /// A follower has caught up since segments were last removed.
+    fn may_forget(&self) -> bool {
+        self.settled.min(self.followers.passed()) > self.progress.borrow().forgotten
+    }
+
     /// Removes the segments that every sink has settled, once the ledger has too.
-    fn forget(&mut self, positions: Vec<(String, Position)>) -> Result<(), StoreError> {
+    fn forget(&mut self, mut positions: Vec<(String, Position)>) -> Result<(), StoreError> {
+        // Looked at before the ledger remembers their positions: what is removed is never more than it knows.
+        let passed = self.followers.passed();
+        positions.extend(self.followers.positions());
         let ledger = self.ledger.as_mut();
         self.health.wait_out(WRITER, || ledger.settle(positions.clone()))?;
         // Everyone has synced it: the segment is no longer needed, and is skipped if it is found again.
         crash_point!(SettledBeforeForget);
         self.settled = self.applied;
-        let settled = self.settled;
+        let settled = self.settled.min(passed);
         lock(&self.journal).forget_through(settled)?;
-        self.progress.send_modify(|progress| progress.forgotten = settled);
+        self.progress.send_modify(|it| {
+            it.forgotten = it.forgotten.max(settled);
+            it.repeats = it.repeats.split_off(&(settled + 1));
+        });
         Ok(())
     }
 }

@@ -56,9 +56,37 @@ pub enum StoreError {
         /// Who holds it.
         pid: String,
     },
+    /// A sink of somebody else's failed: the run ends, the next one goes on where that sink is.
+    #[error("sink {name}: {source}")]
+    Sink {
+        /// Which sink.
+        name: String,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Such a sink takes nothing for now: it is asked again, and the others go on meanwhile.
+    #[error("sink {name} takes nothing at the moment: {source}")]
+    Busy {
+        /// Which sink.
+        name: String,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl StoreError {
+    /// A sink's own final failure; who follows with the sink fills in its name.
+    #[must_use]
+    pub fn sink(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Sink { name: String::new(), source: source.into() }
+    }
+
+    /// A sink's own trouble that may pass, as that of a broker that is away: the sink is asked again a second later.
+    #[must_use]
+    pub fn busy(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Busy { name: String::new(), source: source.into() }
+    }
+
     /// Sorts an I/O error on `path`.
     #[must_use]
     pub fn io(path: &Path, source: io::Error) -> Self {

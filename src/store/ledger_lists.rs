@@ -337,7 +337,6 @@ mod tests {
     use crate::domain::ledger::{Event, LedgerPolicy};
     use crate::domain::verdict::{Cause, Failure, LastError, Reason};
     use crate::seed::Chance;
-    use crate::store::apply::Position;
     use crate::store::ledger_work::Batch;
     use crate::store::listing::Staged;
 
@@ -443,13 +442,9 @@ mod tests {
         let late = [revision(9, "of no turn"), revision(0, "late")];
         rows.transaction(|rows| rows.apply_segment(2, &late)).unwrap();
         assert_eq!((repeats(&rows, 1), repeats(&rows, 2)), (vec![], vec![1]));
-        let settle = |rows: &mut Rows, item| {
-            let positions = [("post".to_owned(), Position { segment: 2, item })];
-            rows.transaction(|rows| rows.settle(&positions)).unwrap();
-        };
-        settle(&mut rows, 1);
+        rows.transaction(|rows| rows.forget_repeats(1)).unwrap();
         assert_eq!(repeats(&rows, 2), vec![1]);
-        settle(&mut rows, u64::MAX);
+        rows.transaction(|rows| rows.forget_repeats(2)).unwrap();
         assert_eq!(repeats(&rows, 2), Vec::<usize>::new());
         assert_eq!((rows.run_counts().done, rows.run_counts().records), (1, 7));
         // Late news about it changes nothing.

@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, params};
 use crate::domain::account::{AccountId, Revision};
 use crate::domain::ledger::{Account, Effect, Event, Moment, State};
 use crate::domain::verdict::Reason;
-use crate::store::apply::{Export, Position};
+use crate::store::apply::Export;
 use crate::store::error::StoreError;
 use crate::store::ledger_rows::{
     Applied, DONE, FETCHING, PARKED, Place, QUEUED, READY, RESOLVING, RETRY, Rows, RunCounts,
@@ -146,17 +146,12 @@ impl Rows {
         Ok(repeated)
     }
 
-    /// Forgets the repeats of segments that every queue file has taken whole.
-    pub(crate) fn forget_repeats(
-        &self,
-        positions: &[(String, Position)],
-    ) -> Result<(), StoreError> {
-        let whole = positions.iter().map(|(_, it)| match it.item {
-            u64::MAX => it.segment,
-            _ => it.segment.saturating_sub(1),
-        });
-        let Some(through) = whole.min() else { return Ok(()) };
-        self.execute("DELETE FROM repeats WHERE segment <= ?1", [through.cast_signed()]).map(drop)
+    /// Forgets the repeats of segments up to `segment`, which are gone from the journal.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_repeats(&self, segment: u64) -> Result<(), StoreError> {
+        self.execute("DELETE FROM repeats WHERE segment <= ?1", [segment.cast_signed()]).map(drop)
     }
 
     /// Row of an account and the edition that its next export has.

@@ -174,6 +174,14 @@ impl Rows {
         Ok(self.select(select, [], read)?.into_iter().collect())
     }
 
+    /// Forgets that a sink of this name (as `store::follow` writes it) follows; gives whether one did.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn let_sink_go(&mut self, label: &str) -> Result<bool, StoreError> {
+        self.execute("DELETE FROM queues WHERE label = ?1", [label]).map(|rows| rows > 0)
+    }
+
     fn meta(&self, key: &str) -> Result<String, StoreError> {
         let select = "SELECT value FROM meta WHERE key = ?1";
         let found = self.connection.query_row(select, [key], |row| row.get(0));
@@ -253,7 +261,6 @@ impl Rows {
                 params![label, segment, item],
             )?;
         }
-        self.forget_repeats(positions)?;
         self.make_durable()
     }
 

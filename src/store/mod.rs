@@ -11,6 +11,7 @@ mod disk_model;
 mod door;
 pub mod durable;
 pub mod error;
+pub mod follow;
 pub mod health;
 pub mod items;
 pub mod journal;

@@ -1,0 +1,685 @@
+//! Followers: sinks beside the queues, each on a thread of its own, so that one that is slow or away holds up nobody else.
+//!
+//! ```text
+//!  begin ──> position ──> segments after it, in order: apply ──16 of them, or a quiet moment──> settle ──> told to the applier
+//!  busy or full disk: asked again every second, the others go on        any other error: the run ends, by the sink's name
+//!  stop: what is sealed is still taken, for at most 20 s, then settle and close
+//! ```
+//! The ledger knows every sink that ever followed, by name. Work does not begin without one of them, because its rows would be
+//! removed before it has had them; [`crate::store::ledger_rows::Rows::let_sink_go`] lets it go for good.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::clock::{Clock, Instant};
+use crate::sink::{Position, Sink, Start};
+use crate::store::apply::Applier;
+use crate::store::error::StoreError;
+use crate::store::health::Health;
+use crate::store::journal::Journal;
+use crate::store::segment::SegmentReader;
+
+/// Segments taken before they are settled together, as the applier does it.
+const SETTLE_SEGMENTS: u64 = 16;
+
+/// Nothing new for this long: settle what was taken, and look again.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// A sink that takes nothing is asked again after this long.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// When everything stops, a sink still takes what is sealed for this long; the rest comes with the next start.
+const LAST_TAKE: Duration = Duration::from_secs(20);
+
+/// Bytes of a sink's name.
+const NAME_BYTES_MAX: usize = 64;
+
+/// What stands before a sink's name in the ledger, so that it is no queue's.
+const LEDGER_PREFIX: &str = "sink:";
+
+/// A sink and the name that the ledger knows it by.
+pub struct NamedSink {
+    /// Small letters, digits, `-` and `_`.
+    pub name: String,
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+}
+
+/// How far one follower is.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// Its name.
+    pub name: String,
+    /// Taken and settled.
+    pub settled: Position,
+    /// Why it takes nothing at the moment.
+    pub waits: Option<String>,
+    /// It has ended, well or not.
+    pub ended: bool,
+}
+
+/// All followers of a pipeline; clones are the same ones. The default is nobody.
+#[derive(Clone, Debug, Default)]
+pub struct Followers {
+    wakes: Vec<SyncSender<Command>>,
+    told: Option<Arc<watch::Sender<Vec<Followed>>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    Look,
+    Stop,
+    Abandon,
+}
+
+/// Followers that wait for the applier before they begin.
+pub struct Waiting {
+    /// What others see of them.
+    pub followers: Followers,
+    places: Vec<(Receiver<Command>, Start)>,
+}
+
+/// Position of a sink in the ledger.
+#[must_use]
+pub fn ledger_label(name: &str) -> String {
+    format!("{LEDGER_PREFIX}{name}")
+}
+
+impl Waiting {
+    /// Checks `names` against the sinks that the ledger knows; a new one begins behind `forgotten`, the last segment that is
+    /// gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Config`] for a name that is none or is there twice, and for a known sink that is not there.
+    pub fn new(
+        names: &[String],
+        known: &HashMap<String, Position>,
+        forgotten: u64,
+        directory: &str,
+        labels: &[String],
+    ) -> Result<Self, StoreError> {
+        check_names(names, known)?;
+        let (mut wakes, mut told, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for name in names {
+            let known = known.get(&ledger_label(name)).copied();
+            let known = known.unwrap_or_else(|| Position::after(forgotten));
+            let name = name.clone();
+            told.push(Followed { name, settled: known, waits: None, ended: false });
+            // One waiting wake-up is enough for any number of segments; a second place is for the stop.
+            let (wake, woken) = sync_channel(2);
+            wakes.push(wake);
+            let (directory, labels) = (directory.to_owned(), labels.to_vec());
+            places.push((woken, Start { directory, known, labels }));
+        }
+        let told = (!told.is_empty()).then(|| Arc::new(watch::Sender::new(told)));
+        Ok(Self { followers: Followers { wakes, told }, places })
+    }
+
+    /// Starts the threads of `sinks`, whose names were given in this order.
+    ///
+    /// # Errors
+    /// The system's, if a thread cannot be started.
+    pub fn start(
+        self,
+        sinks: Vec<NamedSink>,
+        journal: &Arc<Mutex<Journal>>,
+        applier: &Applier,
+        health: &Health,
+        clock: &Clock,
+    ) -> Result<Vec<JoinHandle<()>>, StoreError> {
+        let Self { followers, places } = self;
+        let mut threads = Vec::new();
+        let Some(told) = followers.told else { return Ok(threads) };
+        for (index, (named, place)) in sinks.into_iter().zip(places).enumerate() {
+            let (NamedSink { name, sink }, (woken, start)) = (named, place);
+            let thread = Thread {
+                index,
+                name,
+                sink,
+                woken,
+                told: Arc::clone(&told),
+                journal: Arc::clone(journal),
+                applier: applier.clone(),
+                health: health.clone(),
+                clock: clock.clone(),
+                taken: start.known,
+                unsettled: 0,
+                ends_at: None,
+                is_over: false,
+            };
+            let named = std::thread::Builder::new().name(format!("sink-{}", thread.name));
+            let spawned = named.spawn(move || thread.run(&start));
+            threads.push(spawned.map_err(|error| StoreError::io(Path::new("sink thread"), error))?);
+        }
+        Ok(threads)
+    }
+}
+
+fn check_names(names: &[String], known: &HashMap<String, Position>) -> Result<(), StoreError> {
+    let is_good = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || b"-_".contains(&it);
+    for (index, name) in names.iter().enumerate() {
+        let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_good);
+        if !is_name || names[..index].contains(name) {
+            let text = "a sink needs a name of its own, of small letters, digits, - and _";
+            return Err(StoreError::Config(format!("{name:?}: {text}")));
+        }
+    }
+    let mut followed = known.keys().filter_map(|label| label.strip_prefix(LEDGER_PREFIX));
+    match followed.find(|name| !names.iter().any(|it| it == name)) {
+        Some(name) => Err(StoreError::Config(format!(
+            "the sink {name} follows this data directory and is not there: rows would pass it by. Run with it, or let it go \
+             for good (Backfill::let_sink_go)"
+        ))),
+        None => Ok(()),
+    }
+}
+
+impl Followers {
+    /// Says that there may be new segments.
+    pub fn wake(&self) {
+        for wake in &self.wakes {
+            let _already_awake = wake.try_send(Command::Look);
+        }
+    }
+
+    /// Lets them take what is sealed, settle and end.
+    pub fn stop(&self) {
+        self.tell(Command::Stop);
+    }
+
+    /// Ends them without another call of a sink: something has failed.
+    pub fn abandon(&self) {
+        self.tell(Command::Abandon);
+    }
+
+    fn tell(&self, command: Command) {
+        for wake in &self.wakes {
+            let _ended = wake.send(command);
+        }
+    }
+
+    /// The last segment that every follower has settled whole; `u64::MAX` without any.
+    #[must_use]
+    pub fn passed(&self) -> u64 {
+        let slowest = self.look(|all| all.iter().map(|it| it.settled.passed()).min());
+        slowest.unwrap_or(u64::MAX)
+    }
+
+    /// Where each is, by its name in the ledger.
+    #[must_use]
+    pub fn positions(&self) -> Vec<(String, Position)> {
+        self.look(|all| all.iter().map(|it| (ledger_label(&it.name), it.settled)).collect())
+    }
+
+    /// How far each is.
+    #[must_use]
+    pub fn followed(&self) -> Vec<Followed> {
+        self.look(<[Followed]>::to_vec)
+    }
+
+    /// Waits until every follower has settled `segment`, or has ended.
+    pub async fn passed_by(&self, segment: u64) {
+        let Some(told) = &self.told else { return };
+        let mut watched = told.subscribe();
+        let is_by = |it: &Followed| it.ended || it.settled.passed() >= segment;
+        let _by = watched.wait_for(|all| all.iter().all(is_by)).await;
+    }
+
+    fn look<T>(&self, read: impl FnOnce(&[Followed]) -> T) -> T {
+        match &self.told {
+            Some(told) => read(&told.borrow()),
+            None => read(&[]),
+        }
+    }
+}
+
+struct Thread {
+    index: usize,
+    name: String,
+    sink: Box<dyn Sink>,
+    woken: Receiver<Command>,
+    told: Arc<watch::Sender<Vec<Followed>>>,
+    journal: Arc<Mutex<Journal>>,
+    applier: Applier,
+    health: Health,
+    clock: Clock,
+    taken: Position,
+    /// Segments taken since the last settle.
+    unsettled: u64,
+    /// Everything stops: until when segments are still taken.
+    ends_at: Option<Instant>,
+    /// Nothing is to be asked of the sink any more.
+    is_over: bool,
+}
+
+impl Thread {
+    fn run(mut self, start: &Start) {
+        let followed = std::panic::catch_unwind(AssertUnwindSafe(|| self.follow(start)));
+        let failed = match followed {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(self.named(error)),
+            Err(_) => Some(self.named(StoreError::sink("it panicked"))),
+        };
+        if let Some(error) = failed {
+            self.health.fail(error);
+        }
+        self.tell(|it| it.ended = true);
+        self.applier.wake();
+    }
+
+    fn follow(&mut self, start: &Start) -> Result<(), StoreError> {
+        let Some(position) = self.patiently(|sink| sink.begin(start))? else { return Ok(()) };
+        self.check(position)?;
+        self.taken = position;
+        tracing::info!(sink = %self.name, segment = position.segment, "a sink follows");
+        loop {
+            while !self.is_over && self.has_time() && self.take_next()? {
+                if self.unsettled >= SETTLE_SEGMENTS {
+                    self.settle()?;
+                }
+            }
+            if self.is_over {
+                return Ok(());
+            }
+            if self.ends_at.is_some() {
+                self.settle()?;
+                return self.patiently(|sink| sink.close()).map(drop);
+            }
+            match self.woken.recv_timeout(QUIET) {
+                Ok(command) => self.hear(command),
+                Err(RecvTimeoutError::Timeout) if self.unsettled > 0 => self.settle()?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.is_over = true,
+            }
+        }
+    }
+
+    fn hear(&mut self, command: Command) {
+        match command {
+            Command::Look => {}
+            Command::Stop => self.ends_at = Some(self.clock.now() + LAST_TAKE),
+            Command::Abandon => self.is_over = true,
+        }
+    }
+
+    fn has_time(&self) -> bool {
+        self.ends_at.is_none_or(|at| self.clock.now() < at)
+    }
+
+    /// Rows that the journal no longer has are missed, and rows that it never had are of another time.
+    fn check(&self, position: Position) -> Result<(), StoreError> {
+        let (forgotten, newest) = {
+            let journal = lock(&self.journal);
+            (journal.forgotten(), journal.newest())
+        };
+        let text = match position.passed() {
+            passed if passed < forgotten => format!(
+                "the sink {} is at segment {passed}, and what follows is gone up to {forgotten}: rows are missing in it. \
+                 Restore a newer copy of it, or export the accounts again",
+                self.name
+            ),
+            _ if position > Position::after(newest) => format!(
+                "the sink {} is at segment {}, and this data directory ends at {newest}: it is older than the sink, or \
+                 another one",
+                self.name, position.segment
+            ),
+            _ => return Ok(()),
+        };
+        Err(StoreError::Config(text))
+    }
+
+    fn take_next(&mut self) -> Result<bool, StoreError> {
+        let Some(mut segment) = lock(&self.journal).next_after(self.taken.passed())? else {
+            return Ok(false);
+        };
+        {
+            // Which exports are repetitions is known once the ledger has the segment.
+            let progress = self.applier.progress();
+            let progress = progress.borrow();
+            if segment.number > progress.applied {
+                return Ok(false);
+            }
+            segment.pass_over(progress.repeats.get(&segment.number).cloned().unwrap_or_default());
+        }
+        if self.patiently(|sink| sink.apply(&segment))?.is_none() {
+            return Ok(false);
+        }
+        self.taken = SegmentReader::end(&segment);
+        self.unsettled += 1;
+        Ok(true)
+    }
+
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let Some(parts) = self.patiently(|sink| sink.settle())? else { return Ok(()) };
+        let least = parts.into_iter().map(|(_, position)| position).min();
+        let settled = least.unwrap_or(self.taken).min(self.taken);
+        self.unsettled = 0;
+        self.tell(|it| it.settled = it.settled.max(settled));
+        // What everybody has can be removed, which somebody may be waiting for.
+        self.applier.wake();
+        Ok(())
+    }
+
+    /// Asks the sink until it answers otherwise than with trouble that may pass; `None`: the end came first.
+    fn patiently<T>(
+        &mut self,
+        mut ask: impl FnMut(&mut dyn Sink) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        loop {
+            let error = match ask(self.sink.as_mut()) {
+                Err(error @ (StoreError::Busy { .. } | StoreError::Full { .. })) => error,
+                answered => {
+                    self.wait_for(None);
+                    return answered.map(Some);
+                }
+            };
+            let error = self.named(error);
+            self.wait_for(Some(error.to_string()));
+            self.sink.shrink();
+            let until = self.clock.now() + RETRY;
+            while let left = until.saturating_duration_since(self.clock.now())
+                && !left.is_zero()
+            {
+                match self.woken.recv_timeout(left) {
+                    Ok(Command::Look) | Err(RecvTimeoutError::Timeout) => {}
+                    // It may wait for long: whoever stops does not wait with it.
+                    Ok(Command::Stop | Command::Abandon) | Err(RecvTimeoutError::Disconnected) => {
+                        self.is_over = true;
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait_for(&self, what: Option<String>) {
+        let was = self.told.borrow()[self.index].waits.clone();
+        match (&was, &what) {
+            (None, Some(error)) => {
+                tracing::warn!(sink = %self.name, %error, "a sink waits, the others go on");
+            }
+            (Some(_), None) => tracing::info!(sink = %self.name, "a sink goes on"),
+            _ => {}
+        }
+        if was != what {
+            self.tell(|it| it.waits = what);
+        }
+    }
+
+    fn named(&self, error: StoreError) -> StoreError {
+        let name = self.name.clone();
+        match error {
+            StoreError::Sink { source, .. } => StoreError::Sink { name, source },
+            StoreError::Busy { source, .. } => StoreError::Busy { name, source },
+            error => error,
+        }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Followed)) {
+        self.told.send_modify(|all| change(&mut all[self.index]));
+    }
+}
+
+fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::account::Revision;
+    use crate::store::apply::{Export, LedgerFollower};
+    use crate::store::items::Item;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+
+    /// The segment whose account the ledger knows from an earlier one.
+    const REPEATED: u64 = 3;
+
+    /// Remembers what the applier tells it, as `state.db` does.
+    #[derive(Clone, Default)]
+    struct Ledger(Arc<Mutex<(u64, HashMap<String, Position>)>>);
+
+    impl LedgerFollower for Ledger {
+        fn position(&self) -> u64 {
+            self.0.lock().unwrap().0
+        }
+
+        fn repeats(&mut self, segment: u64, _: Vec<Export>) -> Result<Vec<usize>, StoreError> {
+            Ok(if segment == REPEATED { vec![0] } else { Vec::new() })
+        }
+
+        fn apply(&mut self, segment: u64, _: Vec<Revision>) -> Result<(), StoreError> {
+            self.0.lock().unwrap().0 = segment;
+            Ok(())
+        }
+
+        fn settle(&mut self, positions: Vec<(String, Position)>) -> Result<(), StoreError> {
+            self.0.lock().unwrap().1.extend(positions);
+            Ok(())
+        }
+    }
+
+    /// What a sink holds, and how often it is still to refuse.
+    #[derive(Default)]
+    struct Held {
+        rows: Vec<String>,
+        position: Position,
+        refusals: u32,
+        is_shut: bool,
+        settles_never: bool,
+    }
+
+    /// A sink whose position is with its rows, or is not.
+    #[derive(Clone, Default)]
+    struct Memory {
+        held: Arc<Mutex<Held>>,
+        keeps_no_position: bool,
+    }
+
+    impl Sink for Memory {
+        fn begin(&mut self, start: &Start) -> Result<Position, StoreError> {
+            let mut held = self.held.lock().unwrap();
+            assert_eq!(start.directory, ID);
+            if self.keeps_no_position || held.position == Position::default() {
+                held.position = start.known;
+            }
+            Ok(held.position)
+        }
+
+        fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
+            let mut held = self.held.lock().unwrap();
+            let mut buffer = Vec::new();
+            for item in segment.items_from(held.position) {
+                if held.refusals > 0 {
+                    held.refusals -= 1;
+                    return Err(StoreError::busy("a broker that is away"));
+                }
+                if held.is_shut {
+                    return Err(StoreError::sink("shut"));
+                }
+                assert_eq!(item.label, "post");
+                held.rows.push(item.payload(&mut buffer)?.to_owned());
+                held.position = item.after;
+            }
+            held.position = segment.end();
+            Ok(())
+        }
+
+        fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+            let held = self.held.lock().unwrap();
+            if held.settles_never {
+                return Err(StoreError::busy("not now"));
+            }
+            Ok(vec![(String::new(), held.position)])
+        }
+    }
+
+    struct Bench {
+        folder: tempfile::TempDir,
+        ledger: Ledger,
+        sealed: u64,
+    }
+
+    struct Running {
+        journal: Arc<Mutex<Journal>>,
+        applier: Applier,
+        followers: Followers,
+        health: Health,
+        threads: Vec<JoinHandle<()>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            Self { folder, ledger: Ledger::default(), sealed: 0 }
+        }
+
+        fn start(&self, name: &str, sink: &Memory) -> Result<Running, StoreError> {
+            let labels = vec!["post".to_owned()];
+            let known = self.ledger.0.lock().unwrap().clone();
+            let journal = Journal::open(self.folder.path(), ID, labels.clone(), 1 << 30, known.0)?;
+            let names = [name.to_owned()];
+            let waiting = Waiting::new(&names, &known.1, journal.forgotten(), ID, &labels)?;
+            let (journal, health) = (Arc::new(Mutex::new(journal)), Health::default());
+            let followers = waiting.followers.clone();
+            let mut ledger = Box::new(self.ledger.clone());
+            ledger.settle(followers.positions())?;
+            let (applier, thread) = Applier::start_beside(
+                followers.clone(),
+                Arc::clone(&journal),
+                Vec::new(),
+                ledger,
+                health.clone(),
+            )?;
+            let sinks = vec![NamedSink { name: name.to_owned(), sink: Box::new(sink.clone()) }];
+            let mut threads =
+                waiting.start(sinks, &journal, &applier, &health, &Clock::system())?;
+            threads.push(thread);
+            Ok(Running { journal, applier, followers, health, threads })
+        }
+
+        /// Seals `count` segments of one account with two items each; gives their rows.
+        fn seal(&mut self, running: &Running, count: u64) -> Vec<String> {
+            let mut rows = Vec::new();
+            for _ in 0..count {
+                self.sealed += 1;
+                let payload = |part| format!("[\"{} {part}\"]", self.sealed);
+                let item = |part| Item { queue: 0, records: 1, payload: payload(part).into() };
+                let revision = Revision { did: self.sealed.to_string(), ..Revision::default() };
+                let mut journal = running.journal.lock().unwrap();
+                journal.append_account(&revision, &[&item(1), &item(2)]).unwrap();
+                journal.seal_group().unwrap();
+                if self.sealed != REPEATED {
+                    rows.extend([payload(1), payload(2)]);
+                }
+            }
+            running.applier.wake();
+            rows
+        }
+    }
+
+    impl Running {
+        async fn all_is_passed(&self) {
+            let newest = lock(&self.journal).newest();
+            self.followers.passed_by(newest).await;
+        }
+
+        async fn stop(self) -> Health {
+            self.followers.stop();
+            self.followers.passed_by(u64::MAX).await;
+            self.applier.stop();
+            self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+            self.health
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_waits_keeps_its_segments_and_misses_nothing() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        sink.held.lock().unwrap().refusals = 1;
+        let running = bench.start("memory", &sink).unwrap();
+        let rows = bench.seal(&running, 3);
+        running.applier.applied(3).await;
+        let is_waiting = |it: &Followed| it.waits.is_some();
+        let mut told = running.followers.told.as_ref().unwrap().subscribe();
+        told.wait_for(|all| all.iter().all(is_waiting)).await.unwrap();
+        assert_eq!((running.followers.passed(), lock(&running.journal).forgotten()), (0, 0));
+        running.all_is_passed().await;
+        running.applier.forgotten_after(2).await;
+        assert_eq!(sink.held.lock().unwrap().rows, rows);
+        let more = bench.seal(&running, 40);
+        let health = running.stop().await;
+        assert!(health.failure().is_none());
+        assert_eq!(sink.held.lock().unwrap().rows, [rows, more].concat());
+        assert_eq!(bench.ledger.0.lock().unwrap().1["sink:memory"], Position::after(43));
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_fails_ends_everything_by_its_name_and_goes_on_where_it_was() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        let running = bench.start("memory", &sink).unwrap();
+        let rows = bench.seal(&running, 2);
+        running.all_is_passed().await;
+        sink.held.lock().unwrap().is_shut = true;
+        let lost = bench.seal(&running, 2);
+        running.all_is_passed().await;
+        let health = running.stop().await;
+        let failure = health.failure().unwrap().to_string();
+        assert_eq!(failure, "sink memory: shut");
+        assert_eq!(sink.held.lock().unwrap().rows, rows);
+        sink.held.lock().unwrap().is_shut = false;
+        let running = bench.start("memory", &sink).unwrap();
+        running.all_is_passed().await;
+        assert!(running.stop().await.failure().is_none());
+        assert_eq!(sink.held.lock().unwrap().rows, [rows, lost].concat());
+    }
+
+    #[tokio::test]
+    async fn what_a_sink_without_a_position_had_not_settled_comes_again() {
+        let mut bench = Bench::new();
+        let sink = Memory { keeps_no_position: true, ..Memory::default() };
+        sink.held.lock().unwrap().settles_never = true;
+        let running = bench.start("memory", &sink).unwrap();
+        let rows = bench.seal(&running, 1);
+        let mut told = running.followers.told.as_ref().unwrap().subscribe();
+        told.wait_for(|all| all.iter().all(|it| it.waits.is_some())).await.unwrap();
+        running.followers.abandon();
+        running.followers.passed_by(u64::MAX).await;
+        running.applier.abandon();
+        sink.held.lock().unwrap().settles_never = false;
+        let running = bench.start("memory", &sink).unwrap();
+        let more = bench.seal(&running, 1);
+        running.all_is_passed().await;
+        running.stop().await;
+        assert_eq!(sink.held.lock().unwrap().rows, [rows.clone(), rows, more].concat());
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_is_not_there_or_does_not_fit_is_refused() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        for name in ["", "Big", "a b", &"x".repeat(65)] {
+            assert!(matches!(bench.start(name, &sink), Err(StoreError::Config(_))), "{name}");
+        }
+        let running = bench.start("memory", &sink).unwrap();
+        bench.seal(&running, 3);
+        running.all_is_passed().await;
+        running.stop().await;
+        let absent = bench.start("another", &sink).err().unwrap().to_string();
+        assert!(absent.contains("memory follows this data directory"), "{absent}");
+        for (segment, word) in [(1, "rows are missing"), (9, "older than the sink")] {
+            sink.held.lock().unwrap().position = Position::after(segment);
+            let running = bench.start("memory", &sink).unwrap();
+            running.followers.passed_by(u64::MAX).await;
+            let failure = running.stop().await.failure().unwrap().to_string();
+            assert!(failure.contains(word), "{failure}");
+        }
+    }
+}

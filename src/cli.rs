@@ -30,6 +30,7 @@ pub struct Cli {
 
 /// Every command.
 #[derive(Debug, Subcommand)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "the help names keys of the configuration")]
 pub enum Command {
     /// Run until every given account is done or parked, then print a summary
     Backfill(Box<Backfill>),

@@ -6,6 +6,7 @@
 
 /// Passes the named point; aborts the process or hangs there if the environment asks for it (debug builds only).
 #[macro_export]
+#[doc(hidden)]
 macro_rules! crash_point {
     ($name:ident) => {
         #[cfg(debug_assertions)]

@@ -23,7 +23,7 @@ const ROWS: &[&[&str]] = &[
     &["stages"],
     &["ops"],
     &["pipeline", "reload"],
-    &["commands", "cli", "exit_code", "lib", "main"],
+    &["commands", "cli", "exit_code", "library", "lib", "main"],
 ];
 
 struct Source {

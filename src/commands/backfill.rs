@@ -17,7 +17,9 @@ use crate::config::targets::{self, ListSource};
 use crate::domain::filter::TypeEntry;
 use crate::exit_code::ExitCode;
 use crate::ops::progress;
+use crate::pipeline::data::Sinks;
 use crate::pipeline::{Data, OtherFilter, Pipeline, PipelineEnd, Surrounding};
+use crate::store::decisions::Decisions;
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::{Counts, Reader};
 
@@ -36,6 +38,32 @@ pub struct Backfill {
     pub quiet: bool,
 }
 
+/// What goes along with a backfill that was started from a program: sinks, and somebody who watches. Nothing, by default.
+#[derive(Default)]
+pub struct Beside {
+    /// Sinks beside the queues; the pipeline takes them.
+    pub sinks: Sinks,
+    /// Sinks that nothing is to wait for any more.
+    pub let_go: Vec<String>,
+    /// Whether every decision is wanted, one by one.
+    pub wants_decisions: bool,
+    /// Called when work begins, with the pipeline, and what it decides if that is wanted.
+    pub started: Option<Started>,
+}
+
+/// Called once, when work begins.
+pub type Started = Box<dyn Fn(&Pipeline, Option<&Decisions>) + Send + Sync>;
+
+/// A backfill that has ended, well or not; its ledger can be read.
+pub struct Performed {
+    /// The ledger.
+    pub ledger: PathBuf,
+    /// What this process did.
+    pub run: Run,
+    /// What ended it early, other than being asked to.
+    pub failure: Option<CommandError>,
+}
+
 /// Runs a backfill until everything is decided or `stop` resolves; the summary goes to `out`.
 ///
 /// # Errors
@@ -46,15 +74,37 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send,
     out: &mut dyn Write,
 ) -> Result<ExitCode, CommandError> {
+    let performed = perform(order, &Beside::default(), surrounding, stop).await?;
+    let Some(Performed { ledger, run, failure }) = performed else {
+        return Ok(ExitCode::Interrupted);
+    };
+    let reader = Reader::open(&ledger)?;
+    let counts = write(order, &reader, &run, out)?;
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(exit_code(&counts, &run)),
+    }
+}
+
+/// Runs a backfill until everything is decided or `stop` resolves; `None` if it was stopped before anything was begun.
+///
+/// # Errors
+/// [`CommandError`] of what went wrong before the work began.
+pub async fn perform(
+    order: &Backfill,
+    beside: &Beside,
+    surrounding: &Surrounding,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<Option<Performed>, CommandError> {
     let clock = &surrounding.clock;
     let begun = clock.now();
     let mut stop = std::pin::pin!(stop);
     let mut is_listed = false;
-    let open = async || start(order, surrounding, &mut is_listed).await;
+    let open = async || start(order, beside, surrounding, &mut is_listed).await;
     let started = when_there_is_space(open, stop.as_mut(), |_| ()).await?;
     let Some((ledger, pipeline)) = started else {
         tracing::info!("stopped while the disk was full, nothing was begun");
-        return Ok(ExitCode::Interrupted);
+        return Ok(None);
     };
     let (end, interrupted) = wait(&pipeline, order, surrounding, stop).await;
     let progress = pipeline.progress();
@@ -69,17 +119,13 @@ pub async fn run(
         failed: failure.is_some(),
         labels: order.settings.filter.types.iter().map(TypeEntry::label).collect(),
     };
-    let reader = Reader::open(&ledger)?;
-    let counts = write(order, &reader, &run, out)?;
-    match failure {
-        Some(failure) => Err(failure),
-        None => Ok(exit_code(&counts, &run)),
-    }
+    Ok(Some(Performed { ledger, run, failure }))
 }
 
 /// Opens the data directory, lists the accounts unless that was done before, and starts the pipeline; gives the ledger's path.
 async fn start(
     order: &Backfill,
+    beside: &Beside,
     surrounding: &Surrounding,
     is_listed: &mut bool,
 ) -> Result<(PathBuf, Pipeline), CommandError> {
@@ -97,8 +143,17 @@ async fn start(
     if let Some(OtherFilter { accounts }) = data.check_filter(order.refilter)? {
         return Err(CommandError::Filter { accounts });
     }
+    for name in &beside.let_go {
+        data.let_sink_go(name)?;
+    }
+    data.follow_with(Arc::clone(&beside.sinks));
+    let decisions = beside.wants_decisions.then(|| data.tell_decisions()).transpose()?;
     let ledger = data.ledger_path();
-    Ok((ledger, Pipeline::start(data, &order.settings, surrounding).await?))
+    let pipeline = Pipeline::start(data, &order.settings, surrounding).await?;
+    if let Some(started) = &beside.started {
+        started(&pipeline, decisions.as_ref());
+    }
+    Ok((ledger, pipeline))
 }
 
 fn list(data: &mut Data, sources: &[ListSource]) -> Result<(), CommandError> {
@@ -128,8 +183,20 @@ async fn wait(
         }
         progress::show(surrounding.clock.clone(), pipeline.progress(), waiting).await;
     };
+    let ended = async {
+        let end = pipeline.ended().await;
+        if matches!(end, PipelineEnd::Finished) {
+            // What is decided shall be with every sink, too, unless something ends that.
+            tokio::select! {
+                biased;
+                broken = pipeline.broken() => return broken,
+                () = pipeline.followed() => {}
+            }
+        }
+        end
+    };
     tokio::select! {
-        end = pipeline.ended() => (Some(end), false),
+        end = ended => (Some(end), false),
         () = stop => (None, true),
         () = shown => (None, false),
     }

@@ -68,7 +68,9 @@ impl CommandError {
             Self::Config(error) => ExitCode::from(error),
             Self::Targets(error) => ExitCode::from(error),
             Self::Store(error) | Self::Start(StartError::Store(error)) => ExitCode::from(error),
-            Self::Failed(error) => ExitCode::from(error.as_ref()),
+            Self::Failed(error) | Self::Start(StartError::Failed(error)) => {
+                ExitCode::from(error.as_ref())
+            }
             Self::Listen(error) => ExitCode::from(error),
             Self::Reload(error) => of_reload(error),
             Self::Unreachable(_) => ExitCode::Unreachable,

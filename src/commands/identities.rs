@@ -55,6 +55,7 @@ const READ_BYTES: usize = 256 << 10;
 
 /// Its flags.
 #[derive(Debug, Args)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "the help names keys of the configuration")]
 pub struct Flags {
     #[command(flatten)]
     #[allow(missing_docs, reason = "see Common")]

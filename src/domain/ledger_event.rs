@@ -18,7 +18,7 @@ pub enum Event {
     /// The resolver gets it.
     LeasedToResolve,
     /// The fetcher gets it; nothing else is in flight if `alone`. An identity that outlived the cache sends it back to
-    /// [`State::Queued`] instead.
+    /// [`crate::domain::ledger::State::Queued`] instead.
     LeasedToFetch {
         /// Nothing else is in flight.
         alone: bool,

@@ -8,7 +8,7 @@
 //!    '---------- any answer below 500, also a late one --------'
 //! ```
 //! *Rate.* Turns are spread evenly and none is saved up. A turn that is taken late, by a coarse timer or a full mailbox,
-//! shifts the next one only as far as it was later than [`LATENESS`]; for that the interval is longer than `1 / rate` by
+//! shifts the next one only as far as it was later than `LATENESS`; for that the interval is longer than `1 / rate` by
 //! that share of a second, so that no window of one second ever holds more than `ceil(rate)` turns.
 //!
 //! *Announcements.* `RateLimit-Remaining` counts down with every turn until its reset. What is left is spread evenly over

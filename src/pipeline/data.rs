@@ -18,6 +18,7 @@ use crate::domain::ledger::Event;
 use crate::seed::Chance;
 use crate::store::apply::Position;
 use crate::store::data_dir::DataDir;
+use crate::store::decisions::Decisions;
 use crate::store::error::StoreError;
 use crate::store::follow::{self, NamedSink};
 use crate::store::journal::Journal;
@@ -144,6 +145,16 @@ impl Data {
             return Ok(None);
         }
         Ok(Some(OtherFilter { accounts }))
+    }
+
+    /// Tells who follows the run of every decision about a listed account, first of those that are decided already.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn tell_decisions(&mut self) -> Result<Decisions, StoreError> {
+        let decisions = Decisions::make(&self.dir.join("spool"))?;
+        self.rows.tell_decisions(decisions.clone())?;
+        Ok(decisions)
     }
 
     /// The ledger's rows.

@@ -56,7 +56,9 @@ impl Disk {
         let waiting = Waiting::new(&names, &positions, forgotten, &data_id, labels)?;
         let followers = waiting.followers.clone();
         // From here on nothing is removed that they have not had, whoever runs over this directory.
-        rows.transaction(|rows| rows.settle(&followers.positions()))?;
+        if !names.is_empty() {
+            rows.transaction(|rows| rows.settle(&followers.positions()))?;
+        }
         let (ledger, ledger_thread) = Ledger::start(rows, health.clone())?;
         let (rows_per_item, folder) = (settings.rows_per_item, dir.join("queue"));
         let queues =

@@ -20,7 +20,7 @@ use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 
 use crate::actor::mailbox::Mailbox;
-use crate::actor::supervisor::{self, Ended, Supervisor};
+use crate::actor::supervisor::{self, Child, Ended, Supervisor};
 use crate::actor::threads::Threads;
 use crate::clock::Clock;
 use crate::config::settings::Settings;
@@ -84,6 +84,9 @@ pub enum StartError {
     /// The data directory.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The data directory, when it had just been opened.
+    #[error("{0}")]
+    Failed(Arc<StoreError>),
     /// The network client.
     #[error("the network client could not be made: {0}")]
     Net(#[from] NetError),
@@ -192,9 +195,13 @@ impl Pipeline {
         let health = Health::default();
         let (may_begin, filter_hash) = (Arc::default(), data.transformer.filter_hash().to_owned());
         let (clock, transformer) = (surrounding.clock.clone(), Arc::clone(&data.transformer));
-        let disk = Disk::start(data, settings, &clock, &health)?;
         let budgets = Budgets::cut(settings.limits.memory);
         let mailboxes = Mailboxes::new(settings, &budgets);
+        let client = parts::client(settings, surrounding)?;
+        let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
+        let threads = Threads::start("parser", count, waiting)
+            .map_err(|error| StartError::Part("a parser thread", error.to_string()))?;
+        let disk = Disk::start(data, settings, &clock, &health)?;
         let spools = spool_pool(&disk, settings, &budgets);
         let progress = watch::Sender::new(Progress::default());
         let (bound, bound_scheduler) = watch::channel(None);
@@ -207,10 +214,6 @@ impl Pipeline {
             budgets: &budgets,
             spools: &spools,
         };
-        let client = parts.client()?;
-        let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
-        let threads = Threads::start("parser", count, waiting)
-            .map_err(|error| StartError::Part("a parser thread", error.to_string()))?;
         let (limits, newest) = watch::channel(plan_limits(settings));
         let schedule = parts.scheduler(progress.clone(), Arc::clone(&may_begin));
         let watched = progress.subscribe();
@@ -220,23 +223,16 @@ impl Pipeline {
             parts.parser(transformer, threads),
             parts.fetcher(client.clone()),
             parts.resolver(client),
-            child(
-                "scheduler",
-                move || {
-                    // A restarted scheduler works by the newest numbers, not by those of the start.
-                    let limits = *newest.borrow();
-                    (Scheduler, scheduler::Arguments { limits, ..schedule.clone() })
-                },
-                move |actor| {
-                    bound.send_replace(Some(actor));
-                },
-            ),
+            scheduler_child(schedule, newest, bound),
         ];
-        let (tell_end, ended) = watch::channel(None);
-        let arguments = supervisor::Arguments { children, clock, ended: tell_end };
-        let (supervisor, _joined) = Actor::spawn(None, Supervisor, arguments)
-            .await
-            .map_err(|error| StartError::Part("a stage", error.to_string()))?;
+        let (supervisor, ended) = match supervise(children, clock).await {
+            Ok(supervised) => supervised,
+            Err(error) => {
+                // Whoever tries again in this process finds nobody in the directory.
+                disk.abandon().await;
+                return Err(health.failure().map_or(error, StartError::Failed));
+            }
+        };
         tell_applied(&disk.applier, bound_scheduler.clone());
         Ok(Self {
             budgets,
@@ -356,6 +352,35 @@ impl Pipeline {
             self.progress.send_modify(|progress| progress.run = run);
         }
         self.health.failure().map_or(Ok(()), Err)
+    }
+}
+
+/// The scheduler, which is told to `bound` at each start.
+fn scheduler_child(
+    schedule: scheduler::Arguments,
+    newest: watch::Receiver<PlanLimits>,
+    bound: watch::Sender<Option<ActorRef<Message>>>,
+) -> Child {
+    let make = move || {
+        // A restarted scheduler works by the newest numbers, not by those of the start.
+        let limits = *newest.borrow();
+        (Scheduler, scheduler::Arguments { limits, ..schedule.clone() })
+    };
+    child("scheduler", make, move |actor| {
+        bound.send_replace(Some(actor));
+    })
+}
+
+/// Starts the stages, each when those below it are there.
+async fn supervise(
+    children: Vec<Child>,
+    clock: Clock,
+) -> Result<(ActorRef<supervisor::Command>, watch::Receiver<Option<Ended>>), StartError> {
+    let (tell_end, ended) = watch::channel(None);
+    let arguments = supervisor::Arguments { children, clock, ended: tell_end };
+    match Actor::spawn(None, Supervisor, arguments).await {
+        Ok((supervisor, _joined)) => Ok((supervisor, ended)),
+        Err(error) => Err(StartError::Part("a stage", error.to_string())),
     }
 }
 

@@ -41,18 +41,6 @@ pub struct Parts<'p> {
 }
 
 impl Parts<'_> {
-    /// The way to the network.
-    ///
-    /// # Errors
-    /// [`NetError`].
-    pub fn client(&self) -> Result<Client, NetError> {
-        let clock = self.surrounding.clock.clone();
-        match self.surrounding.network.clone() {
-            Some(network) => Client::within(self.settings, clock, network),
-            None => Client::new(self.settings, clock),
-        }
-    }
-
     /// The exporter.
     pub fn exporter(&self) -> Child {
         let arguments = exporter::Arguments {
@@ -131,6 +119,18 @@ impl Parts<'_> {
             progress,
             may_begin,
         }
+    }
+}
+
+/// The way to the network.
+///
+/// # Errors
+/// [`NetError`].
+pub fn client(settings: &Settings, surrounding: &Surrounding) -> Result<Client, NetError> {
+    let clock = surrounding.clock.clone();
+    match surrounding.network.clone() {
+        Some(network) => Client::within(settings, clock, network),
+        None => Client::new(settings, clock),
     }
 }
 

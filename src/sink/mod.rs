@@ -19,18 +19,107 @@
 //!   after that comes again after a crash; an account's items can be told apart by (`did`, `edition`, position).
 //!
 //! Within one data directory an account at a revision is in the journal once; `Revision::edition` counts its exports.
+//!
+//! # Examples
+//! A file of JSON lines that holds each item once, whatever happens: its length is its position.
+//!
+//! ```
+//! # #[path = "../../tests/support/mod.rs"]
+//! # mod support;
+//! use std::fs::{File, OpenOptions};
+//! use std::io::{BufRead, BufReader, Write};
+//! use std::path::Path;
+//!
+//! use skyfill::sink::{Position, SegmentReader, Sink, Start, StoreError};
+//!
+//! /// Lines of `[segment, item, label, did, records]`; the first two are the position behind the item.
+//! struct Lines {
+//!     file: File,
+//!     position: Position,
+//! }
+//!
+//! impl Lines {
+//!     fn open(path: &Path) -> std::io::Result<Self> {
+//!         let file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+//!         Ok(Self { file, position: Position::default() })
+//!     }
+//! }
+//!
+//! impl Sink for Lines {
+//!     fn begin(&mut self, start: &Start) -> Result<Position, StoreError> {
+//!         // What a crash has cut off in the middle of a line is no line: it is taken away and comes again.
+//!         let (mut whole, mut position) = (0, start.known);
+//!         let mut reader = BufReader::new(&self.file);
+//!         let mut line = String::new();
+//!         while reader.read_line(&mut line).map_err(StoreError::sink)? > 0 && line.ends_with('\n') {
+//!             let (segment, item, ..): (u64, u64, String, String, serde_json::Value) =
+//!                 serde_json::from_str(&line).map_err(StoreError::sink)?;
+//!             position = position.max(Position { segment, item });
+//!             whole += line.len() as u64;
+//!             line.clear();
+//!         }
+//!         self.file.set_len(whole).map_err(StoreError::sink)?;
+//!         self.position = position;
+//!         Ok(position)
+//!     }
+//!
+//!     fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
+//!         let mut buffer = Vec::new();
+//!         for item in segment.items_from(self.position) {
+//!             let Position { segment, item: index } = item.after;
+//!             let (label, did) = (item.label, &item.account.did);
+//!             let line = format!("[{segment},{index},{label:?},{did:?},{}]\n", item.payload(&mut buffer)?);
+//!             self.file.write_all(line.as_bytes()).map_err(StoreError::sink)?;
+//!             self.position = item.after;
+//!         }
+//!         self.position = segment.end();
+//!         Ok(())
+//!     }
+//!
+//!     fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+//!         self.file.sync_data().map_err(StoreError::sink)?;
+//!         Ok(vec![("lines".to_owned(), self.position)])
+//!     }
+//! }
+//!
+//! # let shape = support::world::Shape { accounts: 6, hosts: 2, ..Default::default() };
+//! # let network = support::Network::generate(&shape);
+//! # let folder = tempfile::tempdir()?;
+//! # let (dids, data_dir, plc_url) = (network.world().dids(), folder.path().join("data"), network.plc.url());
+//! # let path = folder.path().join("lines.jsonl");
+//! let report = skyfill::Backfill::new()
+//!     .data_dir(&data_dir)
+//!     .dids(dids)
+//!     .plc_url(&plc_url)
+//!     .allow_network("127.0.0.0/8")
+//!     .set("fetch.host_requests_per_second", "1000")
+//!     .sink("lines", Lines::open(&path)?)
+//!     .run()?;
+//! let lines = std::fs::read_to_string(&path)?;
+//! # let records = |line: &str| -> u64 {
+//! #     let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+//! #     if line[2] == "rejected" { 0 } else { line[4].as_array().map_or(0, Vec::len) as u64 }
+//! # };
+//! let exported: u64 = lines.lines().map(records).sum();
+//! assert_eq!(exported, report.this_run.records);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod items;
+#[doc(hidden)]
 pub mod pending;
+#[doc(hidden)]
 pub mod sqlite;
+#[doc(hidden)]
 pub mod sqlite_check;
 mod sqlite_file;
+#[doc(hidden)]
 pub mod sqlite_items;
 
+pub use crate::domain::account::Revision;
+pub use crate::store::error::StoreError;
 pub use crate::store::segment::SegmentReader;
 pub use items::SinkItem;
-
-use crate::store::error::StoreError;
 
 /// Where a follower is: everything before this item of this segment is taken.
 #[derive(

@@ -296,14 +296,19 @@ impl Reader {
         found.map_err(|error| self.failed(error))
     }
 
-    fn failed(&self, error: rusqlite::Error) -> StoreError {
+    pub(super) const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn failed(&self, error: rusqlite::Error) -> StoreError {
         StoreError::sqlite(&self.path, error)
     }
 }
 
-const REPORT: &str = "SELECT did, listed, rules, revision, edition, done_at_ms FROM accounts";
+pub(super) const REPORT: &str =
+    "SELECT did, listed, rules, revision, edition, done_at_ms FROM accounts";
 
-fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
+pub(super) fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
     let rules: Option<String> = row.get(2)?;
     let revision: Option<String> = row.get(3)?;
     Ok(Report {

@@ -46,6 +46,9 @@ impl Rows {
             }
             self.run[1].parked += u64::from(matches!(after.state, State::Parked(_)));
             self.tally.applied(kind, effect, after.state);
+            if listed && after.state.is_decided() {
+                self.decisions.note(id.0);
+            }
         }
         let host_name = account.identity.map(|identity| identity.host);
         Ok(Applied { id, listed, effect, before, after, host_name })

@@ -20,6 +20,7 @@ use crate::domain::account::AccountId;
 use crate::domain::ledger::{Effect, LedgerPolicy, State};
 use crate::seed::Chance;
 use crate::store::apply::Position;
+use crate::store::decisions::DecisionLog;
 use crate::store::error::StoreError;
 use crate::store::ledger_schema;
 use crate::store::ledger_sums::Changes;
@@ -52,6 +53,8 @@ pub struct Rows {
     pub(super) run: [RunCounts; 2],
     /// Figures of the open transaction.
     pub(super) tally: Tally,
+    /// For who follows the run.
+    pub(super) decisions: DecisionLog,
     /// A settle waits for a synced commit.
     wants_sync: bool,
     /// The account that was leased last, by host or kind of DID: the next lease goes on behind it.
@@ -134,6 +137,7 @@ impl Rows {
             sums: Changes::default(),
             run: [RunCounts::default(); 2],
             tally: Tally::default(),
+            decisions: DecisionLog::default(),
             wants_sync: false,
             turns: HashMap::new(),
         };
@@ -218,6 +222,7 @@ impl Rows {
         self.execute("COMMIT", []).map(drop)?;
         self.run[0] = self.run[1];
         self.tally.committed(self.clock.wall_ms());
+        self.decisions.committed();
         // What the group wrote survives the process from here on, and a power cut from the next settle on.
         crash_point!(LedgerCommitted);
         Ok(())
@@ -229,6 +234,7 @@ impl Rows {
         self.sums.clear();
         self.run[1] = self.run[0];
         self.tally.undone();
+        self.decisions.undone();
         if self.connection.is_autocommit() {
             Ok(())
         } else {

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod budget;
 pub mod data_dir;
+pub mod decisions;
 #[cfg(test)]
 #[path = "../../tests/power/disk.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::disallowed_methods)]

@@ -48,6 +48,8 @@ pub enum Command {
     Verify(Verify),
     /// Look into a queue, write it as JSON lines, mark items as completed
     Queue(Queue),
+    /// Determine the accounts to backfill: the authors of what was liked, reposted and replied to
+    Determine(Box<crate::commands::determine::flags::Flags>),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Print the man page

@@ -12,7 +12,7 @@ use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
 use skyfill::commands::{
-    check, dry_run, identities, queue, retry, run, status, verify, verify_car,
+    check, determine, dry_run, identities, queue, retry, run, status, verify, verify_car,
 };
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
@@ -47,6 +47,7 @@ fn main() -> ProcessExit {
         Command::Identities(args) => run_identities(&args),
         Command::Verify(args) => run_verify(&args),
         Command::Queue(args) => run_queue(&args),
+        Command::Determine(args) => run_determine(&args),
         Command::Completions(args) => {
             printed(cli::write_completions(args.shell, &mut io::stdout()))
         }
@@ -193,6 +194,15 @@ fn run_queue(args: &cli::Queue) -> Result<ExitCode, CommandError> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     queue::run(&settings.data_dir, &args.action, &mut out)?;
     Ok(ExitCode::Done)
+}
+
+fn run_determine(args: &determine::flags::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    let log = logging::init(&settings.log);
+    let (mut out, mut told) = (io::stdout().lock(), io::stderr());
+    let outcome = determine::run(&settings, args, &mut out, &mut told);
+    log.flush();
+    outcome.map(|()| ExitCode::Done)
 }
 
 /// A closed pipe on stdout is success: whoever read it has what it wanted.

@@ -2,6 +2,7 @@
 
 pub mod backfill;
 pub mod check;
+pub mod determine;
 pub mod dry_run;
 pub mod error;
 pub mod identities;

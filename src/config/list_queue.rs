@@ -40,17 +40,7 @@ impl InputQueue {
     /// # Errors
     /// What SQLite said.
     pub fn open(path: &Path) -> rusqlite::Result<Self> {
-        let plain = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(path, plain).and_then(check);
-        let opened = match opened {
-            // A WAL file in a folder that we may not write to: without a WAL beside it, it is whole by itself.
-            Err(error) if is_locked_out(&error) && !has_wal(path) => {
-                let uri = immutable_uri(path);
-                Connection::open_with_flags(uri, plain | OpenFlags::SQLITE_OPEN_URI).and_then(check)
-            }
-            opened => opened,
-        };
-        Ok(Self { connection: opened?, last_id: i64::MIN })
+        Ok(Self { connection: open_for_reading(path)?, last_id: i64::MIN })
     }
 
     /// The next row, `None` after the last.
@@ -74,6 +64,22 @@ impl InputQueue {
             }
             (None, None) => refused(id, "no payload".to_owned(), b""),
         }))
+    }
+}
+
+/// Opens somebody's queue file, which has a table `queue` with a `payload`, and never writes to it.
+///
+/// # Errors
+/// What SQLite said.
+pub fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
+    let plain = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    match Connection::open_with_flags(path, plain).and_then(check) {
+        // A WAL file in a folder that we may not write to: without a WAL beside it, it is whole by itself.
+        Err(error) if is_locked_out(&error) && !has_wal(path) => {
+            let uri = immutable_uri(path);
+            Connection::open_with_flags(uri, plain | OpenFlags::SQLITE_OPEN_URI).and_then(check)
+        }
+        opened => opened,
     }
 }
 

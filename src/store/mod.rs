@@ -1,6 +1,7 @@
 //! The door to the disk: data directory, budgets, spools, journal and the thread that applies it.
 
 pub mod apply;
+pub mod author_counts;
 pub mod budget;
 pub mod data_dir;
 pub mod decisions;
@@ -20,6 +21,7 @@ mod journal_error;
 #[cfg(test)]
 mod journal_power;
 pub mod ledger;
+pub mod ledger_done;
 pub mod ledger_export;
 pub mod ledger_listing;
 pub mod ledger_lists;

@@ -85,7 +85,9 @@ impl ListSorter {
         Self::with_run(folder, RUN_BYTES_MAX)
     }
 
-    fn with_run(folder: &Path, run_bytes_max: usize) -> Self {
+    /// The same with runs of this size in memory.
+    #[must_use]
+    pub fn with_run(folder: &Path, run_bytes_max: usize) -> Self {
         Self {
             folder: folder.to_owned(),
             run: Vec::new(),
@@ -139,6 +141,15 @@ impl ListSorter {
         Ok(())
     }
 
+    /// Everything that was taken, in order, also if it fits one run.
+    ///
+    /// # Errors
+    /// [`StoreError`] of the file.
+    pub fn finish_sorted(mut self) -> Result<SortedList, StoreError> {
+        self.run.sort_unstable();
+        self.finish()
+    }
+
     /// Everything that was taken, each once.
     ///
     /// # Errors
@@ -181,15 +192,31 @@ impl SortedList {
     pub fn take(&mut self, count: usize) -> Result<Vec<Entry>, StoreError> {
         let mut taken: Vec<Entry> = self.whole.by_ref().take(count).collect();
         while taken.len() < count
-            && let Some(Reverse((entry, index))) = self.next.pop()
+            && let Some(entry) = self.next_merged()?
         {
-            self.advance(index)?;
             if self.last.as_ref() != Some(&entry.name) {
                 self.last = Some(entry.name.clone());
                 taken.push(entry);
             }
         }
         Ok(taken)
+    }
+
+    /// The next entry, with every repetition; `None` at the end.
+    ///
+    /// # Errors
+    /// [`StoreError`] of the file.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, StoreError> {
+        match self.whole.next() {
+            Some(entry) => Ok(Some(entry)),
+            None => self.next_merged(),
+        }
+    }
+
+    fn next_merged(&mut self) -> Result<Option<Entry>, StoreError> {
+        let Some(Reverse((entry, index))) = self.next.pop() else { return Ok(None) };
+        self.advance(index)?;
+        Ok(Some(entry))
     }
 
     fn advance(&mut self, index: usize) -> Result<(), StoreError> {

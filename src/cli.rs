@@ -50,6 +50,10 @@ pub enum Command {
     Queue(Queue),
     /// Determine the accounts to backfill: the authors of what was liked, reposted and replied to
     Determine(Box<crate::commands::determine::flags::Flags>),
+    /// Show what is known of each done account: handle, host, records by type
+    Users(crate::commands::users::Flags),
+    /// Show what each run over the data directory did
+    Runs(crate::commands::runs::Flags),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Print the man page

@@ -12,7 +12,8 @@ use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
 use skyfill::commands::{
-    check, determine, dry_run, identities, queue, retry, run, status, verify, verify_car,
+    check, determine, dry_run, identities, queue, retry, run, runs, status, users, verify,
+    verify_car,
 };
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
@@ -48,6 +49,8 @@ fn main() -> ProcessExit {
         Command::Verify(args) => run_verify(&args),
         Command::Queue(args) => run_queue(&args),
         Command::Determine(args) => run_determine(&args),
+        Command::Users(args) => run_users(&args),
+        Command::Runs(args) => run_runs(&args),
         Command::Completions(args) => {
             printed(cli::write_completions(args.shell, &mut io::stdout()))
         }
@@ -203,6 +206,17 @@ fn run_determine(args: &determine::flags::Flags) -> Result<ExitCode, CommandErro
     let outcome = determine::run(&settings, args, &mut out, &mut told);
     log.flush();
     outcome.map(|()| ExitCode::Done)
+}
+
+fn run_users(args: &users::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    users::run(&settings.data_dir, args, &mut out).map(|()| ExitCode::Done)
+}
+
+fn run_runs(args: &runs::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    runs::run(&settings.data_dir, args, &mut io::stdout()).map(|()| ExitCode::Done)
 }
 
 /// A closed pipe on stdout is success: whoever read it has what it wanted.

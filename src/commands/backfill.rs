@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::commands::error::CommandError;
 use crate::commands::opening::when_there_is_space;
+use crate::commands::recorded::Recorded;
 use crate::commands::summary::{self, Run};
 use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource};
@@ -100,16 +101,22 @@ pub async fn perform(
     let begun = clock.now();
     let mut stop = std::pin::pin!(stop);
     let mut is_listed = false;
-    let open = async || start(order, beside, surrounding, &mut is_listed).await;
-    let started = when_there_is_space(open, stop.as_mut(), |_| ()).await?;
+    let mut recorded = Recorded::new("backfill", &order.settings, clock);
+    let open = async || start(order, beside, surrounding, &mut is_listed, &mut recorded).await;
+    let started = when_there_is_space(open, stop.as_mut(), |_| ()).await;
+    let started = started.inspect_err(|error| {
+        recorded.end(error.exit_code(), None);
+    })?;
     let Some((ledger, pipeline)) = started else {
         tracing::info!("stopped while the disk was full, nothing was begun");
+        recorded.end(ExitCode::Interrupted, None);
         return Ok(None);
     };
     let (end, interrupted) = wait(&pipeline, order, surrounding, stop).await;
     let progress = pipeline.progress();
     let stopped = pipeline.stop().await;
     let decided = progress.borrow().run;
+    recorded.decided = Some(decided);
     let failure = failure(end, stopped);
     let run = Run {
         took: clock.now().duration_since(begun),
@@ -119,6 +126,9 @@ pub async fn perform(
         failed: failure.is_some(),
         labels: order.settings.filter.types.iter().map(TypeEntry::label).collect(),
     };
+    let counts = Reader::open(&ledger)?.counts()?;
+    let exit = failure.as_ref().map_or_else(|| exit_code(&counts, &run), CommandError::exit_code);
+    recorded.end(exit, Some(&counts));
     Ok(Some(Performed { ledger, run, failure }))
 }
 
@@ -128,10 +138,12 @@ async fn start(
     beside: &Beside,
     surrounding: &Surrounding,
     is_listed: &mut bool,
+    recorded: &mut Recorded,
 ) -> Result<(PathBuf, Pipeline), CommandError> {
     let mut data = Data::open(&order.settings, &surrounding.clock, &surrounding.chance)?;
+    recorded.begin(&mut data)?;
     if !*is_listed {
-        list(&mut data, &order.sources).map_err(|error| match error {
+        let accounts = list(&mut data, &order.sources).map_err(|error| match error {
             // What was read from standard input cannot be read again.
             CommandError::Store(error) if order.sources.contains(&ListSource::Stdin) => {
                 CommandError::Failed(Arc::new(error))
@@ -139,6 +151,7 @@ async fn start(
             error => error,
         })?;
         *is_listed = true;
+        recorded.given(&mut data, accounts)?;
     }
     if let Some(OtherFilter { accounts }) = data.check_filter(order.refilter)? {
         return Err(CommandError::Filter { accounts });
@@ -156,14 +169,14 @@ async fn start(
     Ok((ledger, pipeline))
 }
 
-fn list(data: &mut Data, sources: &[ListSource]) -> Result<(), CommandError> {
+fn list(data: &mut Data, sources: &[ListSource]) -> Result<u64, CommandError> {
     match data.list(targets::open(sources)?)?? {
         0 => Err(CommandError::Usage(
             "the list holds no DID: name one with --dids or --dids-file, or in [source]".to_owned(),
         )),
         accounts => {
             tracing::info!(accounts, "accounts listed");
-            Ok(())
+            Ok(accounts)
         }
     }
 }
@@ -217,7 +230,7 @@ fn write(
     reader: &Reader,
     run: &Run,
     out: &mut dyn Write,
-) -> Result<Counts, CommandError> {
+) -> Result<(), CommandError> {
     let written = if order.json {
         summary::write_json(reader, run, out)
     } else {
@@ -228,7 +241,7 @@ fn write(
         Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {}
         written => written?,
     }
-    Ok(reader.counts()?)
+    Ok(())
 }
 
 fn exit_code(counts: &Counts, run: &Run) -> ExitCode {

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::commands::error::CommandError;
 use crate::commands::live::{Beside, Live};
 use crate::commands::opening::when_there_is_space;
+use crate::commands::recorded::Recorded;
 use crate::commands::watched::{Watched, readiness};
 use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource};
@@ -60,6 +61,19 @@ pub async fn run(
     surrounding: &Surrounding,
     log: Arc<LogHandle>,
 ) -> Result<ExitCode, CommandError> {
+    let mut recorded = Recorded::new("run", &settings, &surrounding.clock);
+    let outcome = serve(settings, origin, surrounding, log, &mut recorded).await;
+    recorded.end_by_ledger(outcome.as_ref().map_or_else(CommandError::exit_code, |exit| *exit));
+    outcome
+}
+
+async fn serve(
+    settings: Settings,
+    origin: Origin,
+    surrounding: &Surrounding,
+    log: Arc<LogHandle>,
+    recorded: &mut Recorded,
+) -> Result<ExitCode, CommandError> {
     let internal = |error: std::io::Error| CommandError::Internal(error.to_string());
     let mut signals = DaemonSignals::listen().map_err(internal)?;
     // What is plainly not there is said at once.
@@ -71,7 +85,8 @@ pub async fn run(
         opened => opened,
     };
     let watched = watched?;
-    let Some(pipeline) = start(held, &settings, surrounding, &watched, &mut signals).await? else {
+    let started = start(held, &settings, surrounding, &watched, &mut signals, recorded).await?;
+    let Some(pipeline) = started else {
         tracing::info!("stopped while the disk was full, nothing was begun");
         return Ok(ExitCode::Done);
     };
@@ -92,12 +107,11 @@ pub async fn run(
     let live = Live::new(surrounding.clock.clone(), reach.clone());
     let batch_size = settings.limits.batch_size;
     let reloader = Reloader::new(origin, settings, reach, log);
-    let step = reloader.step();
     let daemon = Daemon {
         clock: surrounding.clock.clone(),
         live,
         notifier: notifier.clone(),
-        step,
+        step: reloader.step(),
         watched: &watched,
         condition: pipeline.condition(),
         batch_size,
@@ -112,7 +126,9 @@ pub async fn run(
     feeding.abort();
     watched.tell(if ended.is_ok() { Readiness::Draining } else { Readiness::Failed });
     notifier.stopping("finishing what is in flight, giving the rest back");
+    let progress = pipeline.progress();
     let stopped = pipeline.stop().await;
+    recorded.decided = Some(progress.borrow().run);
     serving.abort();
     // Until it has ended, its file is there.
     let _aborted = serving.await;
@@ -129,11 +145,13 @@ async fn start(
     surrounding: &Surrounding,
     watched: &Watched,
     signals: &mut DaemonSignals,
+    recorded: &mut Recorded,
 ) -> Result<Option<Pipeline>, CommandError> {
     let mut held = Some(held);
     let open = async || {
         let again = || Data::open(settings, &surrounding.clock, &surrounding.chance);
-        let data = held.take().unwrap_or_else(again)?;
+        let mut data = held.take().unwrap_or_else(again)?;
+        recorded.begin(&mut data)?;
         Ok(Pipeline::start_held(data, settings, surrounding).await?)
     };
     let stop = async { while signals.next().await != Asked::Stop {} };

@@ -27,6 +27,7 @@ pub mod ledger_listing;
 pub mod ledger_lists;
 mod ledger_moves;
 pub mod ledger_rows;
+pub mod ledger_runs;
 pub mod ledger_schema;
 pub mod ledger_sums;
 pub mod ledger_work;

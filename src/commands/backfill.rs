@@ -61,6 +61,8 @@ pub struct Performed {
     pub ledger: PathBuf,
     /// What this process did.
     pub run: Run,
+    /// How the process ends, by that and the counts of the given accounts.
+    pub exit: ExitCode,
     /// What ended it early, other than being asked to.
     pub failure: Option<CommandError>,
 }
@@ -76,15 +78,11 @@ pub async fn run(
     out: &mut dyn Write,
 ) -> Result<ExitCode, CommandError> {
     let performed = perform(order, &Beside::default(), surrounding, stop).await?;
-    let Some(Performed { ledger, run, failure }) = performed else {
+    let Some(Performed { ledger, run, exit, failure }) = performed else {
         return Ok(ExitCode::Interrupted);
     };
-    let reader = Reader::open(&ledger)?;
-    let counts = write(order, &reader, &run, out)?;
-    match failure {
-        Some(failure) => Err(failure),
-        None => Ok(exit_code(&counts, &run)),
-    }
+    write(order, &Reader::open(&ledger)?, &run, out)?;
+    failure.map_or(Ok(exit), Err)
 }
 
 /// Runs a backfill until everything is decided or `stop` resolves; `None` if it was stopped before anything was begun.
@@ -129,7 +127,7 @@ pub async fn perform(
     let counts = Reader::open(&ledger)?.counts()?;
     let exit = failure.as_ref().map_or_else(|| exit_code(&counts, &run), CommandError::exit_code);
     recorded.end(exit, Some(&counts));
-    Ok(Some(Performed { ledger, run, failure }))
+    Ok(Some(Performed { ledger, run, exit, failure }))
 }
 
 /// Opens the data directory, lists the accounts unless that was done before, and starts the pipeline; gives the ledger's path.

@@ -42,6 +42,8 @@ pub enum Command {
     Status(Status),
     /// Put parked accounts back
     Retry(Retry),
+    /// Take accounts back for good: their rows, and what the ledger knows of them
+    Forget(crate::commands::forget::Flags),
     /// Take identities from an export of the directory, so that accounts need no request each
     Identities(crate::commands::identities::Flags),
     /// Compare queues and ledger, or prove one repository file

@@ -12,7 +12,7 @@ use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
 use skyfill::commands::{
-    check, determine, dry_run, identities, queue, retry, run, runs, status, users, verify,
+    check, determine, dry_run, forget, identities, queue, retry, run, runs, status, users, verify,
     verify_car,
 };
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
@@ -45,6 +45,7 @@ fn main() -> ProcessExit {
         Command::Check(args) => Ok(check::run(&args)),
         Command::Status(args) => run_status(&args),
         Command::Retry(args) => run_retry(&args),
+        Command::Forget(args) => run_forget(&args),
         Command::Identities(args) => run_identities(&args),
         Command::Verify(args) => run_verify(&args),
         Command::Queue(args) => run_queue(&args),
@@ -158,6 +159,20 @@ fn run_retry(args: &cli::Retry) -> Result<ExitCode, CommandError> {
         )
     };
     printed(io::stdout().write_all(text.as_bytes()))
+}
+
+fn run_forget(args: &forget::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    let log = logging::init(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;
+    let (surrounding, mut out) = (Surrounding::system(), io::stdout().lock());
+    let sources = args.sources();
+    let forgetting = forget::run(&settings, &sources, &surrounding, args.json, &mut out);
+    let outcome = runtime.block_on(forgetting);
+    log.flush();
+    runtime.shutdown_background();
+    outcome
 }
 
 fn run_identities(args: &identities::Flags) -> Result<ExitCode, CommandError> {

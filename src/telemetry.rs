@@ -163,6 +163,9 @@ pub const BUCKETS: [(&str, &[f64]); 3] = [
 /// States of accounts.
 pub const ACCOUNT_STATES: [&str; 5] = ["queued", "active", "retrying", "done", "parked"];
 
+/// One more state of accounts, told once there were any: the operator has forgotten them.
+pub const FORGOTTEN: &str = "forgotten";
+
 /// States of hosts.
 pub const HOST_STATES: [&str; 3] = ["working", "waiting", "open"];
 
@@ -353,7 +356,7 @@ pub fn reload_refused() {
     gauge!(RELOAD_OK).set(0.0);
 }
 
-/// Listed accounts in a state of [`ACCOUNT_STATES`].
+/// Listed accounts in a state of [`ACCOUNT_STATES`], or [`FORGOTTEN`].
 pub fn accounts(state: &'static str, accounts: u64) {
     gauge!(ACCOUNTS, "state" => state).set(figure(accounts));
 }

@@ -71,7 +71,7 @@ impl Live {
     #[must_use]
     pub fn line(&self) -> String {
         let Progress { counts, .. } = *self.reach.progress().borrow();
-        let decided = counts.done + counts.parked;
+        let decided = counts.decided();
         let eta = match self.eta_seconds() {
             Some(0) => "nothing is due".to_owned(),
             Some(seconds) => format!("done in about {seconds} s"),

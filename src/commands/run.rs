@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::clock::Clock;
 use crate::commands::error::CommandError;
+use crate::commands::forget;
 use crate::commands::live::{Beside, Live};
 use crate::commands::opening::when_there_is_space;
 use crate::commands::recorded::Recorded;
@@ -256,6 +257,22 @@ impl Daemon<'_> {
                 let live = self.live.clone();
                 tokio::spawn(async move {
                     let _gone = answer.send(live.status(beside).await);
+                });
+            }
+            Question::Forget(dids) => {
+                let reach = reach.clone();
+                tokio::spawn(async move {
+                    let told = match reach.forget(dids).await {
+                        Ok(forgot) => {
+                            tracing::info!(
+                                accounts = forgot.accounts.len(),
+                                "accounts were forgotten"
+                            );
+                            forget::told(&forgot)
+                        }
+                        Err(error) => refusal(&error),
+                    };
+                    let _gone = answer.send(told);
                 });
             }
             Question::Retry(selection) => {

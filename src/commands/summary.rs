@@ -13,9 +13,12 @@ use serde_json::{Value, json};
 use crate::clock::wall_text;
 use crate::domain::ledger::State;
 use crate::store::error::StoreError;
-use crate::store::ledger_lists::{Counts, Reader, Report};
+use crate::store::ledger_lists::{Counts, Decided, Reader, Report};
 use crate::store::ledger_rows::RunCounts;
 use crate::store::ledger_sums::Sums;
+
+/// Forgotten accounts that the text names; the JSON names them all.
+const FORGOTTEN_NAMED_MAX: usize = 20;
 
 /// What a summary says beside the ledger.
 #[derive(Clone, Debug)]
@@ -50,11 +53,15 @@ pub fn status_code(counts: &Counts, run: &Run) -> u16 {
 /// [`StoreError`] of the ledger; of `out`, named `stdout`.
 pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(), StoreError> {
     let (counts, sums) = (reader.counts()?, reader.sums(&run.labels)?);
+    let mut accounts = json!({"done": counts.done, "parked": counts.parked});
+    if counts.forgotten > 0 {
+        accounts["forgotten"] = json!(counts.forgotten);
+    }
     let head = json!({
         "service": "backfill_sync",
         "timestamp": wall_text(run.ended_ms),
         "status_code": status_code(&counts, run),
-        "accounts": {"done": counts.done, "parked": counts.parked},
+        "accounts": accounts,
         "records": sums.records,
         "skipped": sums.skipped,
         "rejected": sums.rejected,
@@ -67,20 +74,24 @@ pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(),
     let unwritten = |error| StoreError::io(Path::new("stdout"), error);
     let open = head.strip_suffix('}').unwrap_or(&head);
     write!(out, "{open},\"parked\":[").map_err(unwritten)?;
-    write_each(reader, false, parked, out)?;
+    write_each(reader, Decided::Parked, parked, out)?;
+    if counts.forgotten > 0 {
+        out.write_all(b"],\"forgotten\":[").map_err(unwritten)?;
+        write_each(reader, Decided::Forgotten, |report| json!(report.did), out)?;
+    }
     out.write_all(b"],\"users\":[").map_err(unwritten)?;
-    write_each(reader, true, user, out)?;
+    write_each(reader, Decided::Done, user, out)?;
     out.write_all(b"]}\n").and_then(|()| out.flush()).map_err(unwritten)
 }
 
 fn write_each(
     reader: &Reader,
-    done: bool,
+    state: Decided,
     entry: impl Fn(Report) -> Value,
     out: &mut dyn Write,
 ) -> Result<(), StoreError> {
     let mut is_first = true;
-    reader.each(done, |report| {
+    reader.each(state, |report| {
         let comma = if std::mem::take(&mut is_first) { "" } else { "," };
         let written = write!(out, "{comma}{}", entry(report));
         written.map_err(|error| StoreError::io(Path::new("stdout"), error))
@@ -144,9 +155,27 @@ pub fn write_text(
 ) -> Result<(), StoreError> {
     let (counts, sums) = (reader.counts()?, reader.sums(&run.labels)?);
     let reasons = reader.parked_by_reason()?;
-    let text = text(&counts, &sums, &reasons, run, queues);
+    let mut text = text(&counts, &sums, &reasons, run, queues);
+    if counts.forgotten > 0 {
+        text += &forgotten(reader, counts.forgotten)?;
+    }
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error: io::Error| StoreError::io(Path::new("stdout"), error))
+}
+
+/// The given accounts that were forgotten, the first of them by name.
+fn forgotten(reader: &Reader, count: u64) -> Result<String, StoreError> {
+    let mut text =
+        format!("forgotten {} of the given accounts, never fetched again\n", HumanCount(count));
+    let mut left = FORGOTTEN_NAMED_MAX;
+    reader.each(Decided::Forgotten, |report| {
+        if left > 0 {
+            text += &format!("          {}\n", report.did);
+        }
+        left = left.saturating_sub(1);
+        Ok(())
+    })?;
+    Ok(text)
 }
 
 #[allow(

@@ -111,7 +111,7 @@ fn against_ledger(
     } else {
         revision.exported.get(queue.label()).copied().unwrap_or(0)
     };
-    let (found, rev) = queue.account(&revision.did, revision.edition, expected)?;
+    let (found, rev) = queue.account(revision.shown_did(), revision.edition, expected)?;
     let (label, did) = (queue.label(), &revision.did);
     if expected > 0 && rev.is_none() && was_moved_away(queue, all, revision)? {
         return Ok(());
@@ -135,7 +135,7 @@ fn was_moved_away(
 ) -> Result<bool, StoreError> {
     let mut segment = None;
     for other in all {
-        segment = segment.or(other.segment_of(&revision.did, revision.edition)?);
+        segment = segment.or(other.segment_of(revision.shown_did(), revision.edition)?);
     }
     Ok(queue.began_after(segment.unwrap_or(1)))
 }

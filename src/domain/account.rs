@@ -38,11 +38,26 @@ pub struct Revision {
     pub skipped: BTreeMap<String, u64>,
     /// Rejected records by reason of [`REJECTED`].
     pub rejected: BTreeMap<String, u64>,
-    /// Hash of the filter (types, window, outside, offsets) that made the rows.
+    /// Hash of the filter (types, window, outside, offsets, pseudonyms) that made the rows.
     pub filter: String,
+    /// The pseudonym that stands for the DID in the rows; empty: the DID itself does.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub shown_as: String,
+    /// When the proof was complete, milliseconds since 1970; 0 in a ledger of before that was kept.
+    #[serde(default)]
+    pub proven_at_ms: i64,
+    /// Version of the skyfill that proved it; empty in a ledger of before that was kept.
+    #[serde(default)]
+    pub proven_by: String,
 }
 
 impl Revision {
+    /// What the queues call the account: its pseudonym, or else its DID.
+    #[must_use]
+    pub fn shown_did(&self) -> &str {
+        if self.shown_as.is_empty() { &self.did } else { &self.shown_as }
+    }
+
     /// Exported records over all queues, the rejected one not counted.
     #[must_use]
     pub fn exported_total(&self) -> u64 {

@@ -8,7 +8,8 @@
 //! ```
 //! Invariants: an account has exactly one state; only [`Event::Exported`] makes it done; a decided account (done, parked)
 //! moves only by [`Event::Retry`] or by an export that was sealed before; `attempts` never exceeds the policy's bound. An
-//! event that does not fit the state changes nothing, so that late news about a DID that was taken back is harmless.
+//! event that does not fit the state changes nothing, so that late news about a DID that was taken back is harmless. A
+//! forgotten account ([`Event::Forget`], the operator's order, from any state) moves never again and knows nothing.
 
 use std::time::Duration;
 
@@ -65,9 +66,10 @@ pub struct Moment {
 }
 
 /// Where an account stands.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// Waits for a resolution.
+    #[default]
     Queued,
     /// The resolver has it.
     Resolving,
@@ -81,6 +83,8 @@ pub enum State {
     Done,
     /// Given up for this reason until the operator says otherwise.
     Parked(Reason),
+    /// Forgotten by the operator's order, for good.
+    Forgotten,
 }
 
 impl State {
@@ -93,13 +97,14 @@ impl State {
             Self::RetryAt(_) => "retrying",
             Self::Done => "done",
             Self::Parked(_) => "parked",
+            Self::Forgotten => "forgotten",
         }
     }
 
     /// Whether nothing is left to do.
     #[must_use]
     pub const fn is_decided(self) -> bool {
-        matches!(self, Self::Done | Self::Parked(_))
+        matches!(self, Self::Done | Self::Parked(_) | Self::Forgotten)
     }
 }
 
@@ -128,7 +133,7 @@ pub enum Waiting {
 }
 
 /// One account as the rules see it.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// Where it stands.
     pub state: State,
@@ -166,30 +171,6 @@ pub struct Account {
     pub detail: String,
 }
 
-impl Default for Account {
-    fn default() -> Self {
-        Self {
-            state: State::Queued,
-            attempts: 0,
-            crashes: 0,
-            process_deaths: 0,
-            lone_deaths: 0,
-            large: false,
-            ran_alone: false,
-            body_begun: false,
-            doubt: Doubt::None,
-            waiting: Waiting::Nothing,
-            waited_ms: 0,
-            waited_at_ms: 0,
-            failed_at_ms: 0,
-            identity: None,
-            resolved_at_ms: 0,
-            last_error: None,
-            detail: String::new(),
-        }
-    }
-}
-
 impl Account {
     /// An account that is parked from the start (a malformed DID).
     #[must_use]
@@ -214,6 +195,11 @@ impl Account {
     /// Applies one event.
     pub fn apply(&mut self, event: Event, policy: &LedgerPolicy, at: Moment) -> Effect {
         match (self.state, event) {
+            (State::Forgotten, _) => Effect::Nothing,
+            (_, Event::Forget) => {
+                *self = Self { state: State::Forgotten, ..Self::default() };
+                Effect::Decided
+            }
             (State::Queued, Event::LeasedToResolve) => self.go(State::Resolving),
             (State::Ready, Event::LeasedToFetch { alone }) => {
                 self.lease_to_fetch(alone, policy, at)

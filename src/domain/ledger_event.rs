@@ -67,6 +67,8 @@ pub enum Event {
     Retry,
     /// It is done and shall be exported again, under another filter.
     Again,
+    /// The operator orders that nothing of it is kept, and that it is never fetched again.
+    Forget,
 }
 
 /// What follows from an event for those who schedule.

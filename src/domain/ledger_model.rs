@@ -42,6 +42,7 @@ mod tests {
         Later(i64),
         Done,
         Parked(Reason),
+        Forgotten,
     }
 
     impl Model {
@@ -50,11 +51,15 @@ mod tests {
         }
 
         fn is_decided(&self) -> bool {
-            matches!(self.word, Word::Done | Word::Parked(_))
+            matches!(self.word, Word::Done | Word::Parked(_) | Word::Forgotten)
         }
 
         fn happens(&mut self, event: &Event, policy: &LedgerPolicy, now: i64, share: f64) {
+            if self.word == Word::Forgotten {
+                return;
+            }
             match event {
+                Event::Forget => *self = Self { word: Word::Forgotten, ..Self::default() },
                 Event::LeasedToResolve if self.word == Word::Queued => self.word = Word::Resolving,
                 Event::LeasedToFetch { alone } if self.word == Word::Ready => {
                     if self.knows_where(policy, now) {
@@ -255,6 +260,7 @@ mod tests {
                 State::RetryAt(at) => Word::Later(at),
                 State::Done => Word::Done,
                 State::Parked(reason) => Word::Parked(reason),
+                State::Forgotten => Word::Forgotten,
             };
             assert_eq!(word, self.word, "{what}\n{self:#?}");
             assert_eq!(account.attempts, self.charged, "{what}");
@@ -321,6 +327,7 @@ mod tests {
             },
             33 if one_in(4, chance) => Event::Again,
             34..=36 => Event::Due,
+            37 if one_in(64, chance) => Event::Forget,
             _ => random_failure(chance, now, mood),
         }
     }
@@ -377,6 +384,7 @@ mod tests {
             "AttemptsExhausted",
             "DirectoryUnavailable",
             "HostUnavailable",
+            "Forgotten",
         ];
         let is_taken = |way: &&str| ends.keys().any(|end| end.contains(*way));
         assert!(ways.iter().all(is_taken), "{ends:?}");

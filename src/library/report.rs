@@ -15,7 +15,7 @@ use crate::commands::summary;
 use crate::domain::ledger::State;
 use crate::library::error::Error;
 use crate::store::error::StoreError;
-use crate::store::ledger_lists::{self, Reader};
+use crate::store::ledger_lists::{self, Decided, Reader};
 
 /// Labelled counts.
 pub type Counts = BTreeMap<String, u64>;
@@ -196,7 +196,7 @@ impl Report {
     /// # Errors
     /// [`Error::Io`] if the ledger cannot be read.
     pub fn each_user(&self, mut each: impl FnMut(User)) -> Result<(), Error> {
-        self.each(true, |report| each(User::from_ledger(report)))
+        self.each(Decided::Done, |report| each(User::from_ledger(report)))
     }
 
     /// Tells `each` of every parked account, one at a time. Blocks.
@@ -204,15 +204,19 @@ impl Report {
     /// # Errors
     /// [`Error::Io`] if the ledger cannot be read.
     pub fn each_parked(&self, mut each: impl FnMut(Parked)) -> Result<(), Error> {
-        self.each(false, |report| each(Parked::from_ledger(report)))
+        self.each(Decided::Parked, |report| each(Parked::from_ledger(report)))
     }
 
-    fn each(&self, done: bool, mut each: impl FnMut(ledger_lists::Report)) -> Result<(), Error> {
+    fn each(
+        &self,
+        decided: Decided,
+        mut each: impl FnMut(ledger_lists::Report),
+    ) -> Result<(), Error> {
         if self.ledger.as_os_str().is_empty() {
             return Ok(());
         }
         let reader = Reader::open(&self.ledger)?;
-        reader.each(done, |report| {
+        reader.each(decided, |report| {
             each(report);
             Ok(())
         })?;

@@ -3,6 +3,7 @@
 //! ```text
 //!  {"command":"status"}                                          {"ok":true,"phase":"working","hosts":[...],...}
 //!  {"command":"retry","all":true | "reason":R | "did":D}         {"ok":true,"retried":3}
+//!  {"command":"forget","dids":[D,...]}                           {"ok":true,"accounts":[...],"left":[...],"unfinished":false}
 //!  {"command":"reload"}                                          {"ok":true} or {"ok":false,"error":"..."}
 //! ```
 //! One JSON object a line, both ways; while a retry or reload is in work a line `{"working":true}` a second says so. A line
@@ -59,6 +60,8 @@ pub enum Question {
     Status,
     /// Put parked accounts back.
     Retry(Selection),
+    /// Forget these accounts.
+    Forget(Vec<String>),
     /// Read configuration and lists again.
     Reload,
 }
@@ -186,6 +189,12 @@ fn question(line: &[u8]) -> Result<Question, String> {
     match request["command"].as_str() {
         Some("status") => Ok(Question::Status),
         Some("reload") => Ok(Question::Reload),
+        Some("forget") => {
+            let dids = request["dids"].as_array().filter(|dids| !dids.is_empty());
+            let texts = dids
+                .and_then(|dids| dids.iter().map(|it| it.as_str().map(str::to_owned)).collect());
+            texts.map(Question::Forget).ok_or_else(|| "forget takes dids".to_owned())
+        }
         Some("retry") => match (&request["all"], text("reason"), text("did")) {
             (Value::Bool(true), None, None) => Ok(Question::Retry(Selection::All)),
             (Value::Null, Some(word), None)
@@ -197,7 +206,7 @@ fn question(line: &[u8]) -> Result<Question, String> {
             (Value::Null, None, Some(did)) => Ok(Question::Retry(Selection::Did(did))),
             _ => Err("retry takes one of all, reason and did".to_owned()),
         },
-        _ => Err("the commands are status, retry and reload".to_owned()),
+        _ => Err("the commands are status, retry, forget and reload".to_owned()),
     }
 }
 
@@ -317,6 +326,8 @@ mod tests {
                 json!({"command": "retry", "reason": "bored"}),
                 json!({"command": "retry", "all": true, "did": "x"}),
                 json!({"command": "explode"}),
+                json!({"command": "forget", "dids": []}),
+                json!({"command": "forget", "dids": [1]}),
                 json!([1]),
             ] {
                 assert!(matches!(asked(&path, wrong).await, Err(AskError::Refused(_))));

@@ -77,7 +77,7 @@ pub async fn show(
         match &bar {
             Some(bar) => {
                 bar.set_length(counts.total());
-                bar.set_position(counts.done + counts.parked);
+                bar.set_position(counts.decided());
                 bar.set_message(text);
             }
             None if now.duration_since(last_line) >= LINE => {
@@ -98,7 +98,7 @@ fn line(meter: &Meter, counts: &Counts, remaining: Option<Duration>) -> String {
     };
     format!(
         "{} of {} accounts, {} parked, {accounts:.1} accounts/s, {records:.0} records/s, {eta}",
-        HumanCount(counts.done + counts.parked),
+        HumanCount(counts.decided()),
         HumanCount(counts.total()),
         HumanCount(counts.parked)
     )

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::domain::ledger::Event;
-use crate::pipeline::data::Data;
+use crate::pipeline::data::{Data, LEDGER_FILE};
+use crate::pipeline::forget;
 use crate::sink::sqlite::SqliteQueues;
 use crate::store::apply::{Applier, Sink};
 use crate::store::data_dir::DataDir;
@@ -16,6 +17,7 @@ use crate::store::follow::{Followers, Waiting};
 use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::ledger::{Follower, Ledger};
+use crate::store::ledger_forget::Tombstones;
 use crate::store::ledger_rows::{Rows, RunCounts};
 
 /// After a failure the threads are waited for only so long; the data directory stays locked until they have ended.
@@ -48,7 +50,8 @@ impl Disk {
         health: &Health,
     ) -> Result<Self, StoreError> {
         let Data { dir, mut rows, journal, data_id, positions, transformer, sinks } = data;
-        let segment = rows.segment()?;
+        let (segment, ledger_path) = (rows.segment()?, dir.join(LEDGER_FILE));
+        forget::finish(&mut rows, &dir.join("queue"))?;
         let mut sinks = sinks.lock().unwrap_or_else(PoisonError::into_inner);
         let names: Vec<String> = sinks.iter().map(|sink| sink.name.clone()).collect();
         let forgotten = journal.lock().unwrap_or_else(PoisonError::into_inner).forgotten();
@@ -63,7 +66,8 @@ impl Disk {
         let (rows_per_item, folder) = (settings.rows_per_item, dir.join("queue"));
         let queues =
             SqliteQueues::open(&folder, &data_id, labels, rows_per_item, positions, clock.clone())?;
-        let follower = Box::new(Follower::new(ledger.clone(), segment));
+        let tombstones = Tombstones::open(&ledger_path)?;
+        let follower = Box::new(Follower::new(ledger.clone(), segment, tombstones));
         let queues: Vec<Box<dyn Sink>> = vec![Box::new(queues)];
         let (beside, journal_too) = (followers.clone(), Arc::clone(&journal));
         let (applier, applier_thread) =

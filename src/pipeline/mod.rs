@@ -8,6 +8,7 @@
 
 pub mod data;
 mod disk;
+pub mod forget;
 pub mod parts;
 pub mod reach;
 pub mod sampler;
@@ -44,6 +45,7 @@ pub use data::{Data, OtherFilter};
 pub use reach::Reach;
 
 use disk::Disk;
+use forget::Forgetter;
 use parts::{Parts, child};
 use sampler::Sampler;
 
@@ -263,6 +265,7 @@ impl Pipeline {
             limits: Arc::clone(&self.limits),
             spool: self.disk.dir.join("spool"),
             state_db: self.disk.dir.join(data::LEDGER_FILE),
+            forgetter: Forgetter::new(&self.disk),
             filter_hash: self.filter_hash.clone(),
         }
     }

@@ -62,6 +62,7 @@ impl Parts<'_> {
             walks: self.budgets.walks.clone(),
             rows: self.budgets.rows.clone(),
             exporter: self.mailboxes.exporter.clone(),
+            clock: self.surrounding.clock.clone(),
             probe: self.surrounding.probe.clone(),
             patience: self.surrounding.walk_patience,
         });

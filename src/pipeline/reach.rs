@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::domain::ledger::LedgerPolicy;
 use crate::net::pace::HostState;
 use crate::pipeline::Mailboxes;
+use crate::pipeline::forget::{ForgetError, Forgetter, Forgot};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Observed, Progress};
 use crate::store::error::StoreError;
@@ -41,6 +42,7 @@ pub struct Reach {
     pub(super) spool: PathBuf,
     pub(super) state_db: PathBuf,
     pub(super) filter_hash: String,
+    pub(super) forgetter: Forgetter,
 }
 
 impl Reach {
@@ -156,6 +158,16 @@ impl Reach {
                 None => return Ok(count),
             }
         }
+    }
+
+    /// Forgets accounts: see [`Forgetter::forget`].
+    ///
+    /// # Errors
+    /// [`ForgetError`].
+    pub async fn forget(&self, dids: Vec<String>) -> Result<Forgot, ForgetError> {
+        let forgot = self.forgetter.forget(dids).await;
+        self.tell(Message::Relisted);
+        forgot
     }
 
     /// Asks every stage and the ledger for a heartbeat.

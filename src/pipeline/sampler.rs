@@ -9,6 +9,7 @@
 //! that come at the same time share one answer of the slow part.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::pipeline::{Budgets, Mailboxes};
 use crate::sink::{pending, sqlite::file_name};
 use crate::stages::scheduler::{Message, Progress};
 use crate::store::journal::Journal;
-use crate::store::ledger_lists::Reader;
+use crate::store::ledger_lists::{Counts, Reader};
 use crate::store::spool::SpoolPool;
 use crate::telemetry;
 use crate::transform::Transformer;
@@ -48,6 +49,7 @@ pub struct Sampler {
     progress: watch::Receiver<Progress>,
     scheduler: watch::Receiver<Option<ActorRef<Message>>>,
     disk: Arc<Mutex<DiskFigures>>,
+    has_told_forgotten: Arc<AtomicBool>,
 }
 
 /// What is read from the disk, by one question at a time.
@@ -85,6 +87,7 @@ impl Sampler {
             progress,
             scheduler,
             disk: Arc::new(Mutex::new(figures)),
+            has_told_forgotten: Arc::default(),
         };
         sampler.announce(&labels[..transformer.rejected_queue()]);
         sampler
@@ -122,7 +125,12 @@ impl Sampler {
     fn tell_at_once(&self) {
         let Progress { counts, estimate, .. } = *self.progress.borrow();
         telemetry::remaining(estimate.remaining);
-        let by_state = [counts.queued, counts.active, counts.retrying, counts.done, counts.parked];
+        let Counts { queued, active, retrying, done, parked, forgotten } = counts;
+        let by_state = [queued, active, retrying, done, parked];
+        if forgotten > 0 || self.has_told_forgotten.load(Ordering::Acquire) {
+            self.has_told_forgotten.store(true, Ordering::Release);
+            telemetry::accounts(telemetry::FORGOTTEN, forgotten);
+        }
         for (state, accounts) in telemetry::ACCOUNT_STATES.into_iter().zip(by_state) {
             telemetry::accounts(state, accounts);
         }

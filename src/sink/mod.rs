@@ -114,6 +114,8 @@ pub mod sqlite;
 pub mod sqlite_check;
 mod sqlite_file;
 #[doc(hidden)]
+pub mod sqlite_forget;
+#[doc(hidden)]
 pub mod sqlite_items;
 
 pub use crate::domain::account::Revision;

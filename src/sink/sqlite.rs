@@ -193,7 +193,7 @@ mod tests {
         queues.apply(&first).unwrap();
         // Two again, three for the first time, and one once more under another edition.
         let mut second = segment(journal.path(), 2, &[("two", 0), ("three", 0), ("one", 1)]);
-        second.pass_over(vec![0]);
+        second.pass_over(&[0]);
         queues.apply(&second).unwrap();
         queues.settle().unwrap();
         drop(queues);

@@ -150,7 +150,7 @@ impl QueueReader {
 }
 
 /// The accounts in the order of their DIDs, in a temporary table on disk; gives the last row of those.
-fn copy_by_did(connection: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn copy_by_did(connection: &Connection) -> rusqlite::Result<i64> {
     let select = "SELECT ifnull(max(id), 0) FROM skyfill_accounts";
     let last: i64 = connection.query_row(select, [], |row| row.get(0))?;
     connection.execute_batch(&format!(

@@ -190,7 +190,7 @@ impl QueueFile {
         let select = "SELECT id, first_id, items, records, checksums FROM skyfill_accounts
                       WHERE id = (SELECT max(id) FROM skyfill_accounts) AND segment = ?1 AND did = ?2 AND edition = ?3";
         let mut gathered = Gathered { account: Some(account), ..Gathered::default() };
-        let key = params![signed(writing.segment.number), revision.did, revision.edition];
+        let key = params![signed(writing.segment.number), revision.shown_did(), revision.edition];
         let mut statement = self.statement(select)?;
         let known = statement.query_row(key, |row| {
             gathered.row = row.get(0)?;
@@ -214,7 +214,7 @@ impl QueueFile {
         let metadata = serde_json::json!({
             "batch_size": writing.rows_per_item,
             "actual_batch_size": item.entry.records,
-            "did": revision.did,
+            "did": revision.shown_did(),
             "rev": revision.rev,
         });
         let insert = "INSERT INTO queue (payload, metadata, created_at, status) VALUES (?1, ?2, ?3, 'pending')";
@@ -237,7 +237,7 @@ impl QueueFile {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         let noted = self.statement(upsert)?.execute(params![
             gathered.row,
-            revision.did,
+            revision.shown_did(),
             revision.edition,
             signed(writing.segment.number),
             revision.rev,
@@ -380,7 +380,7 @@ fn create_tables(connection: &Connection, data_id: &str, start: Position) -> rus
 }
 
 /// Whose file it is and how far: after the last account, or after what was settled since.
-fn read_position(connection: &Connection) -> rusqlite::Result<(String, Position)> {
+pub(super) fn read_position(connection: &Connection) -> rusqlite::Result<(String, Position)> {
     let position = |row: &rusqlite::Row<'_>, at| {
         let (segment, item) = (unsigned(row.get(at)?), unsigned(row.get(at + 1)?));
         Ok(Position { segment, item })

@@ -23,6 +23,7 @@ use crate::actor::hold::{CancelOnDrop, Hold, Watched};
 use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
 use crate::actor::threads::{After, Threads};
 use crate::actor::worker::{note_worker_event, spawn_worker};
+use crate::clock::Clock;
 use crate::domain::account::Revision;
 use crate::domain::verdict::{Cause, Failure, Reason};
 use crate::limits::ROW_CHUNK_BYTES;
@@ -74,6 +75,8 @@ pub struct Tools {
     pub rows: Budget,
     /// Where chunks go.
     pub exporter: Mailbox<RowChunk>,
+    /// Time, for when a proof was complete.
+    pub clock: Clock,
     /// Sees what passes.
     pub probe: Probe,
     /// A walk that is silent for this long hangs.
@@ -304,6 +307,9 @@ fn export_all<'o>(
         skipped: words(&tally.skipped),
         rejected: words(&tally.rejected),
         filter: output.tools.transformer.filter_hash().to_owned(),
+        shown_as: String::new(),
+        proven_at_ms: output.tools.clock.wall_ms(),
+        proven_by: env!("CARGO_PKG_VERSION").to_owned(),
     };
     debug_assert!(revision.reconciles());
     Ok((output, revision))

@@ -57,6 +57,15 @@ pub trait LedgerFollower: Send {
     /// [`StoreError`].
     fn apply(&mut self, segment: u64, revisions: Vec<Revision>) -> Result<(), StoreError>;
 
+    /// Marks the accounts of a segment that were forgotten, whose items nobody gets; says whether there are any.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn mark_forgotten(&self, segment: &mut SegmentReader) -> Result<bool, StoreError> {
+        let _nobody = segment;
+        Ok(false)
+    }
+
     /// Makes that durable and remembers where each queue file is.
     ///
     /// # Errors
@@ -72,7 +81,7 @@ pub struct Progress {
     /// Last segment that was forgotten.
     pub forgotten: u64,
     /// Accounts of the applied segments that every follower passes over, by segment.
-    pub repeats: BTreeMap<u64, Vec<usize>>,
+    pub passed_over: BTreeMap<u64, Vec<usize>>,
     /// It has ended, well or not.
     pub ended: bool,
 }
@@ -228,11 +237,10 @@ impl Thread {
     }
 
     fn apply_next(&mut self) -> Result<bool, StoreError> {
-        let Some(mut segment) = lock(&self.journal).next_after(self.applied)? else {
-            return Ok(false);
-        };
+        let next = lock(&self.journal).next_after(self.applied)?;
+        let Some(mut segment) = next else { return Ok(false) };
         let applying = Stopwatch::start();
-        self.pass_over_repeats(&mut segment)?;
+        self.pass_over(&mut segment)?;
         let health = self.health.clone();
         for index in 0..self.sinks.len() {
             health.wait_out(WRITER, || {
@@ -258,17 +266,21 @@ impl Thread {
         Ok(true)
     }
 
-    /// An account that was exported twice, because whoever asked for it was restarted, is taken by every follower once.
-    fn pass_over_repeats(&mut self, segment: &mut SegmentReader) -> Result<(), StoreError> {
+    /// What every follower passes over: an account that was exported twice, because whoever asked for it was restarted, and one that
+    /// was forgotten meanwhile.
+    fn pass_over(&mut self, segment: &mut SegmentReader) -> Result<(), StoreError> {
         let revisions = segment.table.accounts.iter().map(|account| &account.revision);
         let exports: Vec<_> = revisions.map(|it| (it.did.clone(), it.edition)).collect();
         let (ledger, number) = (self.ledger.as_mut(), segment.number);
         let repeats = self.health.wait_out(WRITER, || ledger.repeats(number, exports.clone()))?;
-        if !repeats.is_empty() {
-            let told = repeats.clone();
-            self.progress.send_modify(|progress| drop(progress.repeats.insert(number, told)));
+        segment.pass_over(&repeats);
+        if self.ledger.mark_forgotten(segment)? {
+            lock(&self.journal).want_wiped(number);
         }
-        segment.pass_over(repeats);
+        let passed_over = segment.passed_over();
+        if !passed_over.is_empty() {
+            self.progress.send_modify(|it| drop(it.passed_over.insert(number, passed_over)));
+        }
         Ok(())
     }
 
@@ -320,7 +332,7 @@ impl Thread {
         lock(&self.journal).forget_through(settled)?;
         self.progress.send_modify(|it| {
             it.forgotten = it.forgotten.max(settled);
-            it.repeats = it.repeats.split_off(&(settled + 1));
+            it.passed_over = it.passed_over.split_off(&(settled + 1));
         });
         Ok(())
     }

@@ -32,6 +32,9 @@ const fn pass(_path: &Path, _asked: &Asked<'_>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What is written over a file that is to be wiped, at once.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// A folder whose files are written durably.
 #[derive(Debug)]
 pub struct Folder {
@@ -144,6 +147,22 @@ impl Folder {
         let path = self.file(name);
         let removed = pass(&path, &Asked::Remove).and_then(|()| fs::remove_file(&path));
         removed.map_err(|error| StoreError::io(&path, error))
+    }
+
+    /// Writes zeros over a file's bytes, makes that durable, and removes it.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn wipe(&self, name: &str) -> Result<(), StoreError> {
+        let mut file = self.write_over(name)?;
+        let mut left = file.length;
+        while left > 0 {
+            let bytes = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            file.append(&ZEROS[..bytes])?;
+            left -= bytes as u64;
+        }
+        file.sync()?;
+        self.remove(name)
     }
 
     /// Makes its names durable.

@@ -340,13 +340,15 @@ impl Thread {
             return Ok(false);
         };
         {
-            // Which exports are repetitions is known once the ledger has the segment.
+            // What is passed over is known once the ledger has the segment.
             let progress = self.applier.progress();
             let progress = progress.borrow();
             if segment.number > progress.applied {
                 return Ok(false);
             }
-            segment.pass_over(progress.repeats.get(&segment.number).cloned().unwrap_or_default());
+            if let Some(accounts) = progress.passed_over.get(&segment.number) {
+                segment.pass_over(accounts);
+            }
         }
         if self.patiently(|sink| sink.apply(&segment))?.is_none() {
             return Ok(false);

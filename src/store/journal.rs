@@ -30,17 +30,17 @@ pub const STEP_BYTES: u64 = 8 << 20;
 /// The journal of a data directory.
 #[derive(Debug)]
 pub struct Journal {
-    folder: Folder,
-    data_id: String,
+    pub(super) folder: Folder,
+    pub(super) data_id: String,
     labels: Vec<String>,
     limit_bytes: u64,
     /// Reserved by open parts and taken by sealed segments.
-    used_bytes: u64,
+    pub(super) used_bytes: u64,
     next_number: u64,
     next_part: u64,
     /// Sealed segments that are not forgotten, with their bytes.
-    sealed: BTreeMap<u64, u64>,
-    spares: Spares,
+    pub(super) sealed: BTreeMap<u64, u64>,
+    pub(super) spares: Spares,
     group: Option<Part>,
     /// A sync or rename has failed: what is durable is known to nobody but the next start.
     is_broken: bool,
@@ -287,7 +287,10 @@ impl Journal {
                 break;
             }
             let name = segment_name(oldest);
-            if self.spares.wants(bytes) {
+            if self.spares.unwanted.remove(&oldest) {
+                self.folder.wipe(&name)?;
+                self.used_bytes -= self.used_bytes.min(bytes);
+            } else if self.spares.wants(bytes) {
                 let spare = self.part_name("spare");
                 let kept = self.spares.keep(&self.folder, &name, spare, bytes);
                 kept.map_err(|error| self.broken(error))?;
@@ -430,7 +433,7 @@ impl Journal {
     }
 }
 
-fn segment_name(number: u64) -> String {
+pub(super) fn segment_name(number: u64) -> String {
     format!("{number:08}.seg")
 }
 

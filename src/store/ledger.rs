@@ -15,7 +15,9 @@ use crate::domain::account::Revision;
 use crate::store::apply::{Export, LedgerFollower, Position};
 use crate::store::error::StoreError;
 use crate::store::health::Health;
+use crate::store::ledger_forget::Tombstones;
 use crate::store::ledger_rows::Rows;
+use crate::store::segment::SegmentReader;
 
 /// Jobs that may wait for the writer; each is a few hundred bytes.
 const JOBS_WAITING_MAX: usize = 1_024;
@@ -164,13 +166,14 @@ fn commit(rows: &mut Rows, group: &mut [Job]) -> Result<Vec<Reply>, StoreError> 
 pub struct Follower {
     ledger: Ledger,
     position: u64,
+    tombstones: Tombstones,
 }
 
 impl Follower {
     /// Continues after `position`, the last segment that the ledger has taken.
     #[must_use]
-    pub fn new(ledger: Ledger, position: u64) -> Self {
-        Self { ledger, position }
+    pub fn new(ledger: Ledger, position: u64, tombstones: Tombstones) -> Self {
+        Self { ledger, position, tombstones }
     }
 
     fn gone(&self) -> StoreError {
@@ -199,6 +202,10 @@ impl LedgerFollower for Follower {
         taken.map_err(|_| self.gone())?;
         self.position = segment;
         Ok(())
+    }
+
+    fn mark_forgotten(&self, segment: &mut SegmentReader) -> Result<bool, StoreError> {
+        self.tombstones.mark(segment)
     }
 
     fn settle(&mut self, positions: Vec<(String, Position)>) -> Result<(), StoreError> {

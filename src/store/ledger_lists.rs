@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::domain::account::{AccountId, Revision};
 use crate::domain::ledger::{Account, Event};
 use crate::store::error::StoreError;
-use crate::store::ledger_rows::{DONE, PARKED, Rows};
+use crate::store::ledger_rows::{DONE, FORGOTTEN, PARKED, Rows};
 use crate::store::ledger_schema;
 use crate::store::ledger_sums::{self, Sums};
 
@@ -49,6 +49,14 @@ pub struct Counts {
     pub done: u64,
     /// Given up.
     pub parked: u64,
+    /// Forgotten by the operator's order: neither done nor parked. Told where there are any.
+    #[serde(skip_serializing_if = "is_none")]
+    pub forgotten: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+const fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Counts {
@@ -64,16 +72,34 @@ impl Counts {
             1 | 3 => &mut self.active,
             4 => &mut self.retrying,
             5 => &mut self.done,
-            _ => &mut self.parked,
+            6 => &mut self.parked,
+            _ => &mut self.forgotten,
         };
         *count = count.saturating_add_signed(change);
+    }
+
+    /// Accounts with nothing left to do.
+    #[must_use]
+    pub const fn decided(&self) -> u64 {
+        self.done + self.parked + self.forgotten
     }
 
     /// All listed accounts.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.pending() + self.done + self.parked
+        self.pending() + self.decided()
     }
+}
+
+/// How an account is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// Exported.
+    Done,
+    /// Given up.
+    Parked,
+    /// Forgotten by the operator's order.
+    Forgotten,
 }
 
 /// One account as a person sees it.
@@ -217,7 +243,7 @@ impl Reader {
     pub fn sums(&self, labels: &[String]) -> Result<Sums, StoreError> {
         let mut sums = Sums::zero(labels);
         if !ledger_sums::read(&self.connection, &mut sums).map_err(|error| self.failed(error))? {
-            self.each(true, |report| {
+            self.each(Decided::Done, |report| {
                 report.revision.iter().for_each(|revision| sums.add(revision));
                 Ok(())
             })?;
@@ -246,17 +272,21 @@ impl Reader {
         rows.collect::<Result<_, _>>().map_err(|error| self.failed(error))
     }
 
-    /// Tells `each` of every listed account that is done, or, if not `done`, parked; in ledger order, one at a time. An error
-    /// of `each` ends it.
+    /// Tells `each` of every listed account that is decided in this way; in ledger order, one at a time. An error of `each`
+    /// ends it.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn each(
         &self,
-        done: bool,
+        decided: Decided,
         each: impl FnMut(Report) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let state = if done { DONE } else { PARKED };
+        let state = match decided {
+            Decided::Done => DONE,
+            Decided::Parked => PARKED,
+            Decided::Forgotten => FORGOTTEN,
+        };
         self.each_where("listed = 1 AND state = ?1", &[&state], each)
     }
 

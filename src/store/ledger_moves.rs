@@ -9,7 +9,8 @@ use crate::domain::verdict::Reason;
 use crate::store::apply::Export;
 use crate::store::error::StoreError;
 use crate::store::ledger_rows::{
-    Applied, DONE, FETCHING, PARKED, Place, QUEUED, READY, RESOLVING, RETRY, Rows, RunCounts,
+    Applied, DONE, FETCHING, FORGOTTEN, PARKED, Place, QUEUED, READY, RESOLVING, RETRY, Rows,
+    RunCounts,
 };
 use crate::store::tally::Kind;
 
@@ -35,6 +36,9 @@ impl Rows {
                 && let Some(identity) = &account.identity
             {
                 after.host = Some(self.host_id(&identity.host)?);
+            }
+            if account.state == State::Forgotten {
+                after.host = None;
             }
             self.write_account(id, &account, after)?;
             if listed {
@@ -86,7 +90,7 @@ impl Rows {
         self.execute(update, columns).map(drop)
     }
 
-    /// Marks the accounts of a segment done, unless they are already.
+    /// Marks the accounts of a segment done, unless they are already, or forgotten.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -99,12 +103,12 @@ impl Rows {
             return Ok(());
         }
         for (index, revision) in revisions.iter().enumerate() {
-            let Some((id, edition)) = self.edition_of(&revision.did)? else { continue };
+            let Some((id, edition, state)) = self.export_of(&revision.did)? else { continue };
             if edition > revision.edition {
                 let insert = "INSERT OR IGNORE INTO repeats VALUES (?1, ?2)";
                 self.execute(insert, params![segment.cast_signed(), index.cast_signed()])?;
             }
-            if edition != revision.edition {
+            if edition != revision.edition || state == FORGOTTEN {
                 continue;
             }
             let applied = self.apply(AccountId(id), Event::Exported)?;
@@ -142,7 +146,7 @@ impl Rows {
         }
         let mut repeated = Vec::new();
         for (index, (did, edition)) in exports.iter().enumerate() {
-            if self.edition_of(did)?.is_some_and(|(_, next)| next > *edition) {
+            if self.export_of(did)?.is_some_and(|(_, next, _)| next > *edition) {
                 repeated.push(index);
             }
         }
@@ -157,13 +161,13 @@ impl Rows {
         self.execute("DELETE FROM repeats WHERE segment <= ?1", [segment.cast_signed()]).map(drop)
     }
 
-    /// Row of an account and the edition that its next export has.
-    fn edition_of(&self, did: &str) -> Result<Option<(i64, u32)>, StoreError> {
-        let select = "SELECT id, edition FROM accounts WHERE did = ?1";
+    /// Row of an account, the edition that its next export has, and its state.
+    fn export_of(&self, did: &str) -> Result<Option<(i64, u32, i64)>, StoreError> {
+        let select = "SELECT id, edition, state FROM accounts WHERE did = ?1";
         let connection = self.connection();
         let mut statement =
             connection.prepare_cached(select).map_err(|error| self.failed(error))?;
-        let found = statement.query_row([did], |row| Ok((row.get(0)?, row.get(1)?)));
+        let found = statement.query_row([did], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
         found.optional().map_err(|error| self.failed(error))
     }
 
@@ -215,6 +219,7 @@ const fn state_number(state: State) -> i64 {
         State::RetryAt(_) => RETRY,
         State::Done => DONE,
         State::Parked(_) => PARKED,
+        State::Forgotten => FORGOTTEN,
     }
 }
 

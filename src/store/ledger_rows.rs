@@ -37,6 +37,8 @@ pub(super) const RETRY: i64 = 4;
 pub const DONE: i64 = 5;
 /// Given up.
 pub const PARKED: i64 = 6;
+/// Forgotten by the operator's order.
+pub const FORGOTTEN: i64 = 7;
 
 /// The writer's end of `state.db`.
 pub struct Rows {
@@ -57,6 +59,8 @@ pub struct Rows {
     pub(super) decisions: DecisionLog,
     /// A settle waits for a synced commit.
     wants_sync: bool,
+    /// What was deleted is not to stay in the WAL.
+    wants_cut: bool,
     /// The account that was leased last, by host or kind of DID: the next lease goes on behind it.
     pub(crate) turns: HashMap<Queue, i64>,
 }
@@ -139,6 +143,7 @@ impl Rows {
             tally: Tally::default(),
             decisions: DecisionLog::default(),
             wants_sync: false,
+            wants_cut: false,
             turns: HashMap::new(),
         };
         Ok((rows, is_new))
@@ -288,7 +293,15 @@ impl Rows {
             full.map_err(|error| self.failed(error))?;
             self.wants_sync = false;
         }
+        if std::mem::take(&mut self.wants_cut) {
+            self.shrink()?;
+        }
         Ok(())
+    }
+
+    /// What this group deletes is not to stay in the WAL: it is synced and cut after the commit.
+    pub(super) fn cut_wal_after_commit(&mut self) {
+        (self.wants_sync, self.wants_cut) = (true, true);
     }
 
     pub(crate) fn select<T>(

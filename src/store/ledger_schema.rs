@@ -45,11 +45,13 @@ pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreEr
 }
 
 /// What came later and changes nothing of the above: the rows of a list on its way in, the accounts of segments that earlier segments
-/// brought already, and done accounts by their filter.
+/// brought already, done accounts by their filter, forgotten ones by their name, and those whose rows are still being taken back.
 const LATER: &str = "
     CREATE TABLE IF NOT EXISTS repeats (segment INTEGER, account INTEGER, PRIMARY KEY (segment, account)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY);
-    CREATE INDEX IF NOT EXISTS by_filter ON accounts (filter, id) WHERE state = 5;";
+    CREATE INDEX IF NOT EXISTS by_filter ON accounts (filter, id) WHERE state = 5;
+    CREATE INDEX IF NOT EXISTS by_forgotten ON accounts (did) WHERE state = 7;
+    CREATE TABLE IF NOT EXISTS forgetting (id INTEGER, name TEXT, PRIMARY KEY (id, name)) WITHOUT ROWID;";
 
 /// A commit that syncs everything before it. An empty one would not, nor would one that writes what is there already: SQLite
 /// compares, and leaves the page alone.
@@ -74,7 +76,8 @@ pub fn open(path: &Path, chance: &Chance) -> Result<(Connection, bool), StoreErr
         .map_err(|error| StoreError::io(path, error))?;
     connection
         .execute_batch(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=10000;",
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=10000;
+             PRAGMA secure_delete=FAST;",
         )
         .map_err(failed)?;
     let schema = known_schema(&connection, path)?;

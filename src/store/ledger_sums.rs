@@ -200,7 +200,7 @@ mod tests {
     use crate::domain::did::Did;
     use crate::domain::ledger::{Event, LedgerPolicy};
     use crate::seed::Chance;
-    use crate::store::ledger_lists::{Reader, Report};
+    use crate::store::ledger_lists::{Decided, Reader, Report};
     use crate::store::listing::Staged;
 
     const ACCOUNTS: u8 = 20;
@@ -251,7 +251,7 @@ mod tests {
             slow.add(&report.revision.unwrap());
             Ok(())
         };
-        reader.each(true, add).unwrap();
+        reader.each(Decided::Done, add).unwrap();
         for counts in [&mut slow.records, &mut slow.skipped, &mut slow.rejected] {
             counts.retain(|word, n| {
                 *n > 0 || SKIPPED.contains(&word.as_str()) || REJECTED.contains(&word.as_str())

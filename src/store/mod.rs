@@ -20,9 +20,11 @@ pub mod journal;
 mod journal_error;
 #[cfg(test)]
 mod journal_power;
+mod journal_wipe;
 pub mod ledger;
 pub mod ledger_done;
 pub mod ledger_export;
+pub mod ledger_forget;
 pub mod ledger_listing;
 pub mod ledger_lists;
 mod ledger_moves;

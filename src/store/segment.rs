@@ -88,8 +88,8 @@ pub struct SegmentReader {
     pub table: Table,
     path: PathBuf,
     file: File,
-    /// Indexes of accounts that an earlier segment brought.
-    repeated: HashSet<usize>,
+    /// Indexes of accounts whose items nobody gets.
+    passed_over: HashSet<usize>,
 }
 
 /// An item's place in a segment.
@@ -145,8 +145,8 @@ impl SegmentReader {
         }
         let table: Table =
             serde_json::from_slice(&table).map_err(|_| damaged("its table is unreadable"))?;
-        let repeated = HashSet::new();
-        let reader = Self { number, table, path: path.to_owned(), file, repeated };
+        let passed_over = HashSet::new();
+        let reader = Self { number, table, path: path.to_owned(), file, passed_over };
         let end = reader
             .items()
             .last()
@@ -157,12 +157,24 @@ impl SegmentReader {
         Ok(reader)
     }
 
-    /// From now on the items of these accounts are passed over: an earlier segment brought them.
-    pub fn pass_over(&mut self, accounts: Vec<usize>) {
-        self.repeated.extend(accounts);
+    /// From now on the items of these accounts, by index, are left out; those of the others keep their numbers.
+    pub fn pass_over(&mut self, accounts: &[usize]) {
+        self.passed_over.extend(accounts);
     }
 
-    /// Its items in order, less those that are passed over.
+    /// Indexes of the accounts whose items are left out.
+    #[must_use]
+    pub fn passed_over(&self) -> Vec<usize> {
+        self.passed_over.iter().copied().collect()
+    }
+
+    /// Whether an account's items are left out.
+    #[must_use]
+    pub fn is_passed_over(&self, account: usize) -> bool {
+        self.passed_over.contains(&account)
+    }
+
+    /// Its items in order, but those of accounts that are passed over.
     pub fn items(&self) -> impl Iterator<Item = Placed> {
         let mut offset = HEADER_BYTES;
         let entries = self.table.accounts.iter().enumerate();
@@ -173,7 +185,7 @@ impl SegmentReader {
             offset += u64::from(entry.bytes);
             placed
         });
-        placed.filter(|item| !self.repeated.contains(&item.account))
+        placed.filter(|item| !self.is_passed_over(item.account))
     }
 
     /// Reads an item's payload into `buffer` and checks it.

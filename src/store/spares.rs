@@ -3,6 +3,8 @@
 //! A segment becomes a spare by another name, which recovery deletes like any part. It may be written over once that name is
 //! durable: a loss of power must not bring back a segment with another's bytes.
 
+use std::collections::BTreeSet;
+
 use crate::store::durable::Folder;
 use crate::store::error::StoreError;
 use crate::store::journal::STEP_BYTES;
@@ -19,6 +21,8 @@ pub(super) struct Spares {
     usable: Vec<(String, u64)>,
     /// Their names are not durable yet.
     renamed: Vec<(String, u64)>,
+    /// Segments that are never kept: `store::journal_wipe`.
+    pub(super) unwanted: BTreeSet<u64>,
 }
 
 impl Spares {
@@ -60,8 +64,13 @@ impl Spares {
         self.usable.pop()
     }
 
+    /// All of them, those whose names are not durable yet too.
+    pub(super) fn take_all(&mut self) -> Vec<(String, u64)> {
+        self.usable.drain(..).chain(self.renamed.drain(..)).collect()
+    }
+
     /// Forgets them; their files are gone.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        drop(self.take_all());
     }
 }

@@ -112,6 +112,7 @@ impl Memory {
             State::RetryAt(_) => &mut self.counts.retrying,
             State::Done => &mut self.counts.done,
             State::Parked(_) => &mut self.counts.parked,
+            State::Forgotten => &mut self.counts.forgotten,
         }
     }
 

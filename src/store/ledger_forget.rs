@@ -1,0 +1,175 @@
+//! Forgetting in the ledger: nothing is kept of an account but its DID and that it is forgotten.
+//!
+//! ```text
+//!  begin    the account is forgotten, its row empty; under which names the queues hold it goes into `forgetting`: the intent
+//!  finish   the intent is gone: the queues hold nothing of it any more
+//! ```
+//! From `begin` on nobody brings its rows anywhere: it is never leased, and [`Tombstones`] marks it in every segment that is
+//! still to be applied. What a process that dies in between leaves to do stands in `forgetting`. Freed cells are written over
+//! (`secure_delete`), and the WAL is cut after the commit.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use crate::domain::account::{AccountId, Revision};
+use crate::domain::ledger::{Event, State};
+use crate::store::error::StoreError;
+use crate::store::ledger_rows::{QUEUED, Rows};
+use crate::store::segment::SegmentReader;
+
+/// How long a checkpoint of somebody else may hold a reader up.
+const BUSY_SECONDS: u64 = 10;
+
+/// An account whose rows are to be taken back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Begun {
+    /// Its row.
+    pub id: AccountId,
+    /// Its DID.
+    pub did: String,
+    /// Its state before, as the public word; `None`: the ledger did not know it.
+    pub was: Option<&'static str>,
+    /// What was exported last.
+    pub revision: Option<Revision>,
+    /// Under which names queues may hold it.
+    pub names: Vec<String>,
+}
+
+impl Rows {
+    /// Forgets `did`, which needs not be known, and notes what is still to be done; `pseudonym` is what a run of today would call
+    /// it. An account that is forgotten already is looked for once more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn begin_forgetting(
+        &mut self,
+        did: &str,
+        pseudonym: Option<&str>,
+    ) -> Result<Begun, StoreError> {
+        self.secure_delete("ON")?;
+        let select = "SELECT id, rules, revision FROM accounts WHERE did = ?1";
+        let found = self.connection().query_row(select, [did], |row| {
+            Ok((row.get(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, Option<String>>(2)?))
+        });
+        let found = found.optional().map_err(|error| self.failed(error))?;
+        let (id, was, revision) = match found {
+            Some((id, rules, revision)) => {
+                let state = self.rules(AccountId(id), rules.as_deref())?.state;
+                let revision = revision.and_then(|text| serde_json::from_str(&text).ok());
+                (AccountId(id), Some(state), revision)
+            }
+            None => (self.add_unlisted(did)?, None, None),
+        };
+        let mut names = vec![did.to_owned()];
+        names.extend(pseudonym.map(str::to_owned));
+        names.extend(revision.as_ref().map(|it: &Revision| it.shown_as.clone()));
+        names.retain(|name| !name.is_empty());
+        names.sort();
+        names.dedup();
+        for name in &names {
+            self.execute("INSERT OR IGNORE INTO forgetting VALUES (?1, ?2)", params![id.0, name])?;
+        }
+        if was != Some(State::Forgotten) {
+            self.apply(id, Event::Forget)?;
+        }
+        let clear = "UPDATE accounts SET edition = 0, rev = NULL, filter = NULL, revision = NULL, done_at_ms = NULL WHERE id = ?1";
+        self.execute(clear, [id.0])?;
+        self.forget_staged(id)?;
+        self.secure_delete("FAST")?;
+        self.cut_wal_after_commit();
+        Ok(Begun { id, did: did.to_owned(), was: was.map(State::public), revision, names })
+    }
+
+    /// The queues hold nothing of these accounts any more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn finish_forgetting(&mut self, ids: &[AccountId]) -> Result<(), StoreError> {
+        self.secure_delete("ON")?;
+        for id in ids {
+            self.execute("DELETE FROM forgetting WHERE id = ?1", [id.0])?;
+        }
+        self.secure_delete("FAST")?;
+        self.cut_wal_after_commit();
+        Ok(())
+    }
+
+    /// What is still to be taken back: accounts, and the names under which queues may hold them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn unfinished_forgetting(&self) -> Result<Vec<(AccountId, String)>, StoreError> {
+        let select = "SELECT id, name FROM forgetting ORDER BY id";
+        self.select(select, [], |row| Ok((AccountId(row.get(0)?), row.get(1)?)))
+    }
+
+    fn add_unlisted(&mut self, did: &str) -> Result<AccountId, StoreError> {
+        let insert = "INSERT INTO accounts (did, listed, web, state, alone, due_ms, edition) VALUES (?1, 0, ?2, ?3, 0, 0, 0)";
+        self.execute(insert, params![did, did.starts_with("did:web:"), QUEUED])?;
+        Ok(AccountId(self.connection().last_insert_rowid()))
+    }
+
+    /// What an export of the directory said of it, if one was being read when a process died.
+    fn forget_staged(&self, id: AccountId) -> Result<(), StoreError> {
+        let known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'told'";
+        if self.one::<i64>(known, &[])? > 0 {
+            self.execute("DELETE FROM told WHERE id = ?1", [id.0])?;
+        }
+        Ok(())
+    }
+
+    fn secure_delete(&self, word: &str) -> Result<(), StoreError> {
+        let set = self.connection().pragma_update(None, "secure_delete", word);
+        set.map_err(|error| self.failed(error))
+    }
+}
+
+/// Knows who is forgotten, beside the ledger's writer.
+pub struct Tombstones {
+    path: std::path::PathBuf,
+    connection: Connection,
+}
+
+impl Tombstones {
+    /// Reads the ledger at `path`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |error| StoreError::sqlite(path, error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        connection.busy_timeout(Duration::from_secs(BUSY_SECONDS)).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), connection })
+    }
+
+    /// Marks the forgotten accounts of `segment`; says whether there are any. Costs one look at an empty index where nobody is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn mark(&self, segment: &mut SegmentReader) -> Result<bool, StoreError> {
+        self.marked(segment).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
+    fn marked(&self, segment: &mut SegmentReader) -> rusqlite::Result<bool> {
+        let any = "SELECT EXISTS (SELECT 1 FROM accounts WHERE state = 7)";
+        let has_any: bool = self.connection.prepare_cached(any)?.query_row([], |row| row.get(0))?;
+        if !has_any {
+            return Ok(false);
+        }
+        let one = "SELECT EXISTS (SELECT 1 FROM accounts WHERE did = ?1 AND state = 7)";
+        let mut statement = self.connection.prepare_cached(one)?;
+        let mut forgotten = Vec::new();
+        for (index, account) in segment.table.accounts.iter().enumerate() {
+            if statement.query_row([&account.revision.did], |row| row.get(0))? {
+                forgotten.push(index);
+            }
+        }
+        let is_marked = !forgotten.is_empty();
+        segment.pass_over(&forgotten);
+        Ok(is_marked)
+    }
+}

@@ -46,6 +46,10 @@ pub enum Command {
     Forget(crate::commands::forget::Flags),
     /// Take identities from an export of the directory, so that accounts need no request each
     Identities(crate::commands::identities::Flags),
+    /// Write where the data comes from, one JSON line for each exported account
+    Provenance(crate::commands::provenance::Flags),
+    /// Ask hosts again how exported accounts stand, and write a list of those that are withdrawn
+    Recheck(crate::commands::recheck::Flags),
     /// Compare queues and ledger, or prove one repository file
     Verify(Verify),
     /// Look into a queue, write it as JSON lines, mark items as completed

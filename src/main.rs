@@ -12,8 +12,8 @@ use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
 use skyfill::commands::{
-    check, determine, dry_run, forget, identities, queue, retry, run, runs, status, users, verify,
-    verify_car,
+    check, determine, dry_run, forget, identities, provenance, queue, recheck, retry, run, runs,
+    status, users, verify, verify_car,
 };
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
@@ -47,6 +47,8 @@ fn main() -> ProcessExit {
         Command::Retry(args) => run_retry(&args),
         Command::Forget(args) => run_forget(&args),
         Command::Identities(args) => run_identities(&args),
+        Command::Provenance(args) => run_provenance(&args),
+        Command::Recheck(args) => run_recheck(&args),
         Command::Verify(args) => run_verify(&args),
         Command::Queue(args) => run_queue(&args),
         Command::Determine(args) => run_determine(&args),
@@ -189,6 +191,24 @@ fn run_identities(args: &identities::Flags) -> Result<ExitCode, CommandError> {
     log.flush();
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::Done)
+}
+
+fn run_provenance(args: &provenance::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    provenance::run(&settings.data_dir, args.out.as_deref())?;
+    Ok(ExitCode::Done)
+}
+
+fn run_recheck(args: &recheck::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.assignments())?;
+    let log = logging::init(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;
+    let surrounding = Surrounding::system();
+    let outcome = runtime.block_on(recheck::run(&settings, args, &surrounding));
+    log.flush();
+    runtime.shutdown_background();
+    outcome
 }
 
 fn run_verify(args: &cli::Verify) -> Result<ExitCode, CommandError> {

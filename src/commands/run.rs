@@ -23,6 +23,7 @@ use crate::commands::error::CommandError;
 use crate::commands::forget;
 use crate::commands::live::{Beside, Live};
 use crate::commands::opening::when_there_is_space;
+use crate::commands::recheck;
 use crate::commands::recorded::Recorded;
 use crate::commands::watched::{Watched, readiness};
 use crate::config::settings::Settings;
@@ -272,6 +273,18 @@ impl Daemon<'_> {
                         }
                         Err(error) => refusal(&error),
                     };
+                    let _gone = answer.send(told);
+                });
+            }
+            Question::Recheck(given) => {
+                let (reach, mut answer) = (reach.clone(), answer);
+                tokio::spawn(async move {
+                    let told = tokio::select! {
+                        told = reach.recheck(given) => told,
+                        // Whoever asked is gone, and what was noted stays.
+                        () = answer.closed() => return,
+                    };
+                    let told = told.map_or_else(|error| refusal(&error), |it| recheck::told(&it));
                     let _gone = answer.send(told);
                 });
             }

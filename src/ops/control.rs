@@ -4,6 +4,7 @@
 //!  {"command":"status"}                                          {"ok":true,"phase":"working","hosts":[...],...}
 //!  {"command":"retry","all":true | "reason":R | "did":D}         {"ok":true,"retried":3}
 //!  {"command":"forget","dids":[D,...]}                           {"ok":true,"accounts":[...],"left":[...],"unfinished":false}
+//!  {"command":"recheck"} or with "dids":[D,...]                  {"ok":true,"asked":3,"statuses":{...},"hosts":{...},...}
 //!  {"command":"reload"}                                          {"ok":true} or {"ok":false,"error":"..."}
 //! ```
 //! One JSON object a line, both ways; while a retry or reload is in work a line `{"working":true}` a second says so. A line
@@ -62,6 +63,8 @@ pub enum Question {
     Retry(Selection),
     /// Forget these accounts.
     Forget(Vec<String>),
+    /// Ask hosts again how these accounts stand; `None`: all listed ones that were exported.
+    Recheck(Option<Vec<String>>),
     /// Read configuration and lists again.
     Reload,
 }
@@ -190,10 +193,12 @@ fn question(line: &[u8]) -> Result<Question, String> {
         Some("status") => Ok(Question::Status),
         Some("reload") => Ok(Question::Reload),
         Some("forget") => {
-            let dids = request["dids"].as_array().filter(|dids| !dids.is_empty());
-            let texts = dids
-                .and_then(|dids| dids.iter().map(|it| it.as_str().map(str::to_owned)).collect());
-            texts.map(Question::Forget).ok_or_else(|| "forget takes dids".to_owned())
+            dids(&request).map(Question::Forget).ok_or_else(|| "forget takes dids".to_owned())
+        }
+        Some("recheck") if request["dids"].is_null() => Ok(Question::Recheck(None)),
+        Some("recheck") => {
+            let given = dids(&request).map(|dids| Question::Recheck(Some(dids)));
+            given.ok_or_else(|| "recheck takes dids, or nothing".to_owned())
         }
         Some("retry") => match (&request["all"], text("reason"), text("did")) {
             (Value::Bool(true), None, None) => Ok(Question::Retry(Selection::All)),
@@ -206,8 +211,14 @@ fn question(line: &[u8]) -> Result<Question, String> {
             (Value::Null, None, Some(did)) => Ok(Question::Retry(Selection::Did(did))),
             _ => Err("retry takes one of all, reason and did".to_owned()),
         },
-        _ => Err("the commands are status, retry, forget and reload".to_owned()),
+        _ => Err("the commands are status, retry, forget, recheck and reload".to_owned()),
     }
+}
+
+/// The member `dids`: texts, at least one.
+fn dids(request: &Value) -> Option<Vec<String>> {
+    let dids = request["dids"].as_array().filter(|dids| !dids.is_empty())?;
+    dids.iter().map(|did| did.as_str().map(str::to_owned)).collect()
 }
 
 /// Why a daemon was not asked.

@@ -17,11 +17,17 @@ use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::crash_point;
 use crate::domain::account::AccountId;
+use crate::net::client::Client;
+use crate::net::error::NetError;
 use crate::pipeline::data::Data;
 use crate::pipeline::disk::Disk;
+use crate::pipeline::parts::rechecker;
+use crate::pipeline::recheck::Rechecker;
+use crate::pipeline::{Surrounding, plan_limits, turns};
 use crate::seed::Chance;
 use crate::sink::sqlite_forget::{Held, QueueHoldings};
 use crate::sink::sqlite_items::labels;
+use crate::stages::scheduler::terms::PlanLimits;
 use crate::store::apply::Applier;
 use crate::store::error::StoreError;
 use crate::store::health::Health;
@@ -237,6 +243,25 @@ impl Alone {
         let disk = Disk::start(data, settings, clock, &health)?;
         let forgetter = Forgetter::new(&disk);
         Ok(Self { disk, health, forgetter })
+    }
+
+    /// Asks hosts again how accounts stand.
+    ///
+    /// # Errors
+    /// [`NetError`] if there can be no client.
+    pub fn rechecker(
+        &self,
+        settings: &Settings,
+        surrounding: &Surrounding,
+    ) -> Result<Rechecker, NetError> {
+        let (clock, chance) = (surrounding.clock.clone(), surrounding.chance.clone());
+        let client = match surrounding.network.clone() {
+            Some(network) => Client::within(settings, clock.clone(), network)?,
+            None => Client::new(settings, clock.clone())?,
+        };
+        let PlanLimits { host, directory, .. } = plan_limits(settings);
+        let turns = turns::alone(host, directory, clock, chance);
+        Ok(rechecker(&self.disk, settings, surrounding, client, turns))
     }
 
     /// Settles and closes it.

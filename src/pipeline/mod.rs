@@ -9,9 +9,12 @@
 pub mod data;
 mod disk;
 pub mod forget;
+mod manner;
 pub mod parts;
 pub mod reach;
+pub mod recheck;
 pub mod sampler;
+mod turns;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -47,6 +50,7 @@ pub use reach::Reach;
 use disk::Disk;
 use forget::Forgetter;
 use parts::{Parts, child};
+use recheck::Rechecker;
 use sampler::Sampler;
 
 /// Resolutions at once to the PLC directory.
@@ -168,6 +172,7 @@ pub struct Pipeline {
     may_begin: Arc<AtomicBool>,
     limits: Arc<watch::Sender<PlanLimits>>,
     filter_hash: String,
+    rechecker: Rechecker,
 }
 
 impl Pipeline {
@@ -216,6 +221,7 @@ impl Pipeline {
             budgets: &budgets,
             spools: &spools,
         };
+        let rechecker = parts.rechecker(client.clone(), turns::of(bound_scheduler.clone()));
         let (limits, newest) = watch::channel(plan_limits(settings));
         let schedule = parts.scheduler(progress.clone(), Arc::clone(&may_begin));
         let watched = progress.subscribe();
@@ -249,6 +255,7 @@ impl Pipeline {
             may_begin,
             limits: Arc::new(limits),
             filter_hash,
+            rechecker,
         })
     }
 
@@ -266,6 +273,7 @@ impl Pipeline {
             spool: self.disk.dir.join("spool"),
             state_db: self.disk.dir.join(data::LEDGER_FILE),
             forgetter: Forgetter::new(&self.disk),
+            rechecker: self.rechecker.clone(),
             filter_hash: self.filter_hash.clone(),
         }
     }
@@ -424,6 +432,12 @@ pub fn plan_limits(settings: &Settings) -> PlanLimits {
         },
         batch_size: settings.limits.batch_size,
     }
+}
+
+fn parser_pool(settings: &Settings, mailboxes: &Mailboxes) -> Result<Threads, StartError> {
+    let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
+    Threads::start("parser", count, waiting)
+        .map_err(|error| StartError::Part("a parser thread", error.to_string()))
 }
 
 /// Parser threads: as configured, but no more than the rows budget can keep busy.

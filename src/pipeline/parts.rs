@@ -14,8 +14,11 @@ use crate::identity::directory::Directory;
 use crate::net::client::Client;
 use crate::net::drips::Transfers;
 use crate::net::error::NetError;
+use crate::pipeline::data::LEDGER_FILE;
 use crate::pipeline::disk::Disk;
+use crate::pipeline::recheck::Rechecker;
 use crate::pipeline::{Budgets, Mailboxes, Surrounding, plan_limits};
+use crate::stages::messages::TurnDesk;
 use crate::stages::scheduler::Progress;
 use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
 use crate::store::health::Health;
@@ -101,6 +104,11 @@ impl Parts<'_> {
         child("resolver", move || (resolver::Resolver, arguments.clone()), drop)
     }
 
+    /// Asks hosts again how accounts stand, by the turns that `turns` gives.
+    pub fn rechecker(&self, client: Client, turns: TurnDesk) -> Rechecker {
+        rechecker(self.disk, self.settings, self.surrounding, client, turns)
+    }
+
     /// What the scheduler is started with.
     pub fn scheduler(
         &self,
@@ -132,6 +140,33 @@ pub fn client(settings: &Settings, surrounding: &Surrounding) -> Result<Client, 
     match surrounding.network.clone() {
         Some(network) => Client::within(settings, clock, network),
         None => Client::new(settings, clock),
+    }
+}
+
+/// Asks hosts again how accounts stand, over an open data directory.
+#[must_use]
+pub fn rechecker(
+    disk: &Disk,
+    settings: &Settings,
+    surrounding: &Surrounding,
+    client: Client,
+    turns: TurnDesk,
+) -> Rechecker {
+    let tools = Arc::new(resolver::Tools {
+        client,
+        directory: directory(settings, surrounding),
+        clock: surrounding.clock.clone(),
+        probe: surrounding.probe.clone(),
+    });
+    Rechecker {
+        ledger: disk.ledger.clone(),
+        state_db: disk.dir.join(LEDGER_FILE),
+        spool: disk.dir.join("spool"),
+        tools,
+        turns,
+        host_concurrency: settings.fetch.host_concurrency,
+        patience: settings.retry.host_patience,
+        is_busy: Arc::default(),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::domain::ledger::LedgerPolicy;
 use crate::net::pace::HostState;
 use crate::pipeline::Mailboxes;
 use crate::pipeline::forget::{ForgetError, Forgetter, Forgot};
+use crate::pipeline::recheck::{RecheckError, Rechecked, Rechecker};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Observed, Progress};
 use crate::store::error::StoreError;
@@ -43,6 +44,7 @@ pub struct Reach {
     pub(super) state_db: PathBuf,
     pub(super) filter_hash: String,
     pub(super) forgetter: Forgetter,
+    pub(super) rechecker: Rechecker,
 }
 
 impl Reach {
@@ -168,6 +170,14 @@ impl Reach {
         let forgot = self.forgetter.forget(dids).await;
         self.tell(Message::Relisted);
         forgot
+    }
+
+    /// Asks hosts again how accounts stand: see [`Rechecker::run`].
+    ///
+    /// # Errors
+    /// [`RecheckError`].
+    pub async fn recheck(&self, given: Option<Vec<String>>) -> Result<Rechecked, RecheckError> {
+        self.rechecker.run(given).await
     }
 
     /// Asks every stage and the ledger for a heartbeat.

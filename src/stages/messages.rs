@@ -109,6 +109,9 @@ pub type TurnReply = oneshot::Sender<Result<Permit, Duration>>;
 /// Where a turn at another host is asked for: called from anywhere, never waits.
 pub type TurnDesk = Arc<dyn Fn(String, TurnReply) + Send + Sync>;
 
+/// The name under which a turn at the PLC directory is asked for.
+pub const DIRECTORY_TURN: &str = "";
+
 /// A turn that comes within this time is waited for; for a later one the account goes back.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(1);
 

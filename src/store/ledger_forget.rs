@@ -76,6 +76,7 @@ impl Rows {
         }
         let clear = "UPDATE accounts SET edition = 0, rev = NULL, filter = NULL, revision = NULL, done_at_ms = NULL WHERE id = ?1";
         self.execute(clear, [id.0])?;
+        self.execute("DELETE FROM standing WHERE id = ?1", [id.0])?;
         self.forget_staged(id)?;
         self.secure_delete("FAST")?;
         self.cut_wal_after_commit();

@@ -105,6 +105,8 @@ pub enum Decided {
 /// One account as a person sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
+    /// Its row.
+    pub id: AccountId,
     /// Its DID, or the cleaned text in its place.
     pub did: String,
     /// Whether it is on the lists.
@@ -301,7 +303,7 @@ impl Reader {
         self.each_where("revision IS NOT NULL", &[], each)
     }
 
-    fn each_where(
+    pub(super) fn each_where(
         &self,
         condition: &str,
         parameters: &[&dyn rusqlite::ToSql],
@@ -322,7 +324,16 @@ impl Reader {
     /// [`StoreError`].
     pub fn account(&self, did: &str) -> Result<Option<Report>, StoreError> {
         let sql = format!("{REPORT} WHERE did = ?1");
-        let found = self.connection.query_row(&sql, [did], report).optional();
+        self.one_or_none(&sql, &[&did], report)
+    }
+
+    pub(super) fn one_or_none<T>(
+        &self,
+        sql: &str,
+        parameters: &[&dyn rusqlite::ToSql],
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let found = self.connection.query_row(sql, parameters, read).optional();
         found.map_err(|error| self.failed(error))
     }
 
@@ -336,7 +347,7 @@ impl Reader {
 }
 
 pub(super) const REPORT: &str =
-    "SELECT did, listed, rules, revision, edition, done_at_ms FROM accounts";
+    "SELECT did, listed, rules, revision, edition, done_at_ms, id FROM accounts";
 
 pub(super) fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
     let rules: Option<String> = row.get(2)?;
@@ -348,6 +359,7 @@ pub(super) fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
         revision: revision.and_then(|text| serde_json::from_str(&text).ok()),
         edition: row.get(4)?,
         done_at_ms: row.get(5)?,
+        id: AccountId(row.get(6)?),
     })
 }
 

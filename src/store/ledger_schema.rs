@@ -45,13 +45,17 @@ pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreEr
 }
 
 /// What came later and changes nothing of the above: the rows of a list on its way in, the accounts of segments that earlier segments
-/// brought already, done accounts by their filter, forgotten ones by their name, and those whose rows are still being taken back.
+/// brought already, done accounts by their filter, forgotten ones by their name, those whose rows are still being taken back, and how
+/// accounts stood when they were last asked for.
 const LATER: &str = "
     CREATE TABLE IF NOT EXISTS repeats (segment INTEGER, account INTEGER, PRIMARY KEY (segment, account)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY);
     CREATE INDEX IF NOT EXISTS by_filter ON accounts (filter, id) WHERE state = 5;
     CREATE INDEX IF NOT EXISTS by_forgotten ON accounts (did) WHERE state = 7;
-    CREATE TABLE IF NOT EXISTS forgetting (id INTEGER, name TEXT, PRIMARY KEY (id, name)) WITHOUT ROWID;";
+    CREATE TABLE IF NOT EXISTS forgetting (id INTEGER, name TEXT, PRIMARY KEY (id, name)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS standing (
+        id INTEGER PRIMARY KEY, status TEXT NOT NULL, since_ms INTEGER NOT NULL, was TEXT, asked_ms INTEGER NOT NULL,
+        host TEXT NOT NULL, detail TEXT NOT NULL);";
 
 /// A commit that syncs everything before it. An empty one would not, nor would one that writes what is there already: SQLite
 /// compares, and leaves the page alone.

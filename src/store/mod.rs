@@ -31,6 +31,7 @@ mod ledger_moves;
 pub mod ledger_rows;
 pub mod ledger_runs;
 pub mod ledger_schema;
+pub mod ledger_standing;
 pub mod ledger_sums;
 pub mod ledger_work;
 pub mod listing;

@@ -9,7 +9,7 @@
 //! The table's checksum covers the items' checksums, so every byte is covered. A reader believes nothing before it has
 //! checked it, and names file and place of what is wrong.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,31 @@ pub struct ItemEntry {
     pub bytes: u32,
     /// CRC-32C of its payload.
     pub crc: u32,
+}
+
+/// Whose rows lie in the sealed segments of `folder`, which others may be writing and removing: names with segment numbers.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn sealed_accounts(folder: &Path) -> Result<HashMap<String, Vec<u64>>, StoreError> {
+    let failed = |error| StoreError::io(folder, error);
+    let mut held: HashMap<String, Vec<u64>> = HashMap::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let stem = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".seg"));
+        let Some(number) = stem.and_then(|stem| stem.parse().ok()) else { continue };
+        // One that is gone meanwhile, or is written over, is no longer a segment.
+        let Ok(file) = File::open(&path) else { continue };
+        let mut head = [0; HEADER_LENGTH];
+        let Ok(()) = file.read_exact_at(&mut head, 0) else { continue };
+        let data_id = String::from_utf8_lossy(&head[8..]).into_owned();
+        let Ok(segment) = SegmentReader::open(&path, number, &data_id) else { continue };
+        for account in segment.table.accounts {
+            held.entry(account.revision.did).or_default().push(number);
+        }
+    }
+    held.values_mut().for_each(|segments| segments.sort_unstable());
+    Ok(held)
 }
 
 /// First bytes of a segment of the data directory `data_id` (32 hexadecimal digits).

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::net::pace::Turn;
-use crate::stages::messages::Paced;
+use crate::stages::messages::{DIRECTORY_TURN, Paced};
 use crate::store::ledger_lists::Counts;
 use crate::store::ledger_rows::RunCounts;
 
@@ -67,11 +67,19 @@ impl Plan {
         self.directories.plc_waits(now.at)
     }
 
-    /// A turn at the host of this name, which a redirect leads to: at the pace of the host in hand, or of any host.
+    /// A turn at the host of this name, which a redirect or a recheck leads to: at the pace of the host in hand, or of any host;
+    /// or at the directory.
     ///
     /// # Errors
     /// How long it may not be asked.
     pub fn turn_elsewhere(&mut self, host: &str, now: Now) -> Result<Paced, Duration> {
+        if host == DIRECTORY_TURN {
+            if self.directories.take_plc(now.at) {
+                return Ok(Paced::Directory);
+            }
+            let at = self.directories.plc_at().unwrap_or(now.at + TURN_PAUSE);
+            return Err(at.saturating_duration_since(now.at));
+        }
         let Some(id) = self.hosts.id_of(host) else {
             return self.directories.take_web(host, now.at).map(|()| Paced::Web(host.to_owned()));
         };

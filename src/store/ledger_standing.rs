@@ -1,0 +1,224 @@
+//! How exported accounts stood when their hosts were last asked: what `skyfill recheck` keeps, so that a date stays the same
+//! from one recheck to the next.
+//!
+//! ```text
+//!  standing (id, status, since_ms, was, asked_ms, host, detail)    since when it has this status, first seen by us; the one before
+//! ```
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use crate::domain::account::AccountId;
+use crate::store::error::StoreError;
+use crate::store::ledger_lists::{Reader, Report};
+use crate::store::ledger_rows::Rows;
+
+/// The status of an account that can be had.
+pub const ACTIVE: &str = "active";
+
+/// What a host said of an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Whose row.
+    pub id: AccountId,
+    /// `active`, `deleted`, `deactivated`, `takendown`, `suspended`, or `inactive` for whatever else hosts say.
+    pub status: &'static str,
+    /// Who said so.
+    pub host: String,
+    /// In which words, cleaned.
+    pub detail: String,
+}
+
+/// How an account stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// As in [`Told`].
+    pub status: String,
+    /// When it was first seen so, milliseconds since 1970.
+    pub since_ms: i64,
+    /// What it was before, if we have seen it.
+    pub was: Option<String>,
+    /// When its host was last asked, milliseconds since 1970.
+    pub asked_ms: i64,
+    /// Who said so.
+    pub host: String,
+    /// In which words.
+    pub detail: String,
+}
+
+impl Rows {
+    /// Notes what hosts said; gives how many accounts are back that were withdrawn before.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn note_standings(&mut self, told: &[Told]) -> Result<u64, StoreError> {
+        let (now_ms, mut back) = (self.now_ms(), 0);
+        for Told { id, status, host, detail } in told {
+            // Forgotten meanwhile: nothing is kept of it.
+            let is_known = "SELECT count(*) FROM accounts WHERE id = ?1 AND state != 7";
+            if self.one::<i64>(is_known, &[&id.0])? == 0 {
+                continue;
+            }
+            let select = "SELECT status FROM standing WHERE id = ?1";
+            let before = self.connection().query_row(select, [id.0], |row| row.get(0));
+            let before: Option<String> = before.optional().map_err(|error| self.failed(error))?;
+            match before {
+                Some(before) if before == *status => {
+                    let update =
+                        "UPDATE standing SET asked_ms = ?2, host = ?3, detail = ?4 WHERE id = ?1";
+                    self.execute(update, params![id.0, now_ms, host, detail])?;
+                }
+                before => {
+                    back += u64::from(*status == ACTIVE && before.is_some());
+                    let insert =
+                        "INSERT OR REPLACE INTO standing VALUES (?1, ?2, ?3, ?4, ?3, ?5, ?6)";
+                    self.execute(insert, params![id.0, status, now_ms, before, host, detail])?;
+                }
+            }
+        }
+        Ok(back)
+    }
+}
+
+/// Accounts to be visited, by host: a file of its own, so that memory is that of one page whatever the number of accounts.
+pub struct Visits {
+    path: std::path::PathBuf,
+    connection: Connection,
+}
+
+/// An account to be visited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// Its row.
+    pub id: AccountId,
+    /// Its DID.
+    pub did: String,
+    /// Its endpoint as it was last known.
+    pub endpoint: String,
+}
+
+impl Visits {
+    /// An empty list; its file lies in `folder`, without a name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn new(folder: &Path) -> Result<Self, StoreError> {
+        let failed = |error| StoreError::io(folder, error);
+        let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        let path = file.path().to_owned();
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let opened = Connection::open_with_flags(&path, flags);
+        let connection = opened.map_err(|error| StoreError::sqlite(&path, error))?;
+        let made = connection.execute_batch(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-4096; BEGIN;
+             CREATE TABLE visits (host TEXT, id INTEGER, did TEXT, endpoint TEXT, PRIMARY KEY (host, id)) WITHOUT ROWID;",
+        );
+        made.map_err(|error| StoreError::sqlite(&path, error))?;
+        Ok(Self { path, connection })
+    }
+
+    /// Adds an account that was exported and is not forgotten; says whether it is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add(&self, id: AccountId, report: &Report) -> Result<bool, StoreError> {
+        let Some(identity) = &report.account.identity else { return Ok(false) };
+        if report.revision.is_none() {
+            return Ok(false);
+        }
+        let insert = "INSERT OR IGNORE INTO visits VALUES (?1, ?2, ?3, ?4)";
+        let added = self.connection.prepare_cached(insert).and_then(|mut statement| {
+            statement.execute(params![identity.host, id.0, report.did, identity.endpoint])
+        });
+        added.map(|_| true).map_err(|error| self.failed(error))
+    }
+
+    /// Hosts, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn hosts(&self) -> Result<Vec<String>, StoreError> {
+        let hosts = || -> rusqlite::Result<Vec<String>> {
+            let mut statement = self.connection.prepare("SELECT DISTINCT host FROM visits")?;
+            statement.query_map([], |row| row.get(0))?.collect()
+        };
+        hosts().map_err(|error| self.failed(error))
+    }
+
+    /// The next accounts of a host behind the row `after`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn page(&self, host: &str, after: i64, count: usize) -> Result<Vec<Visit>, StoreError> {
+        let page = || -> rusqlite::Result<Vec<Visit>> {
+            let select = "SELECT id, did, endpoint FROM visits WHERE host = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+            let mut statement = self.connection.prepare_cached(select)?;
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            let rows = statement.query_map(params![host, after, count], |row| {
+                Ok(Visit { id: AccountId(row.get(0)?), did: row.get(1)?, endpoint: row.get(2)? })
+            })?;
+            rows.collect()
+        };
+        page().map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: rusqlite::Error) -> StoreError {
+        StoreError::sqlite(&self.path, error)
+    }
+}
+
+impl Reader {
+    /// Tells `each` of every listed account that was exported, with its row. An error of `each` ends it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn each_to_visit(
+        &self,
+        mut each: impl FnMut(AccountId, Report) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.each_where("listed = 1 AND revision IS NOT NULL", &[], |report| {
+            each(report.id, report)
+        })
+    }
+
+    /// How an account stood when it was last asked.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn standing(&self, id: AccountId) -> Result<Option<Standing>, StoreError> {
+        let select =
+            "SELECT status, since_ms, was, asked_ms, host, detail FROM standing WHERE id = ?1";
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok(Standing {
+                status: row.get(0)?,
+                since_ms: row.get(1)?,
+                was: row.get(2)?,
+                asked_ms: row.get(3)?,
+                host: row.get(4)?,
+                detail: row.get(5)?,
+            })
+        };
+        self.one_or_none(select, &[&id.0], read)
+    }
+
+    /// Tells `each` of every account that is withdrawn, or was. An error of `each` ends it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn each_withdrawn(
+        &self,
+        mut each: impl FnMut(Report, Standing) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        // A ledger of before there were rechecks has none.
+        let known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'standing'";
+        if self.one_or_none(known, &[], |row| row.get::<_, i64>(0))? != Some(1) {
+            return Ok(());
+        }
+        let withdrawn = "id IN (SELECT id FROM standing WHERE status != 'active' OR was IS NOT NULL) AND state != 7";
+        self.each_where(withdrawn, &[], |report| match self.standing(report.id)? {
+            Some(standing) => each(report, standing),
+            None => Ok(()),
+        })
+    }
+}

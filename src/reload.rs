@@ -22,6 +22,7 @@ use crate::config::targets::{self, ListSource, Target, TargetError};
 use crate::ops::logging::LogHandle;
 use crate::pipeline::{Reach, plan_limits};
 use crate::store::error::StoreError;
+use crate::store::key_file;
 use crate::store::ledger::LedgerGone;
 use crate::store::listing::{Known, ListingError, Staged, Step};
 use crate::transform::Transformer;
@@ -58,7 +59,7 @@ pub enum ReloadError {
     Empty,
     /// Listed accounts are done under another filter.
     #[error(
-        "{accounts} of these accounts were exported with other records.types or another [window]: use another data_dir, or \
+        "{accounts} of these accounts were exported with other records.types, another [window] or other pseudonyms: use another data_dir, or \
          `skyfill backfill --refilter` to export them again (their rows will then be in the queues twice)"
     )]
     Filter {
@@ -181,8 +182,9 @@ impl Reloader {
     ) -> Result<(Known, Vec<(ListSource, u64)>), ReloadError> {
         let (reach, tell, before) = (self.reach.clone(), self.teller(), self.sizes.clone());
         let sources = ListSource::configured(&settings.source);
-        let filter = settings.filter.clone();
+        let (filter, key) = (settings.filter.clone(), settings.pseudonyms.clone());
         let known = blocking(move || {
+            let names = key_file::read(key.as_deref())?;
             let (staged, sizes) = read(&sources, &reach, &tell)?;
             let emptied = sizes.iter().find(|(source, entries)| {
                 let had = |(known, entries): &(ListSource, u64)| known == source && *entries > 0;
@@ -195,7 +197,7 @@ impl Reloader {
                 return Err(ReloadError::Empty);
             }
             let (known, mut others) = reach.know(staged, &tell)?;
-            let wanted = Transformer::new(&filter);
+            let wanted = Transformer::new(&filter).with_pseudonyms(names);
             if others == 0 && wanted.filter_hash() != reach.filter_hash() {
                 others = reach.under_another_filter(&known, wanted.filter_hash())?;
             }

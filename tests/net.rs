@@ -65,6 +65,7 @@ fn settings(allow: &[&str]) -> Settings {
                 offsets: Offsets::Utc,
             },
         },
+        pseudonyms: None,
         identity: Identity {
             plc_url: Url::parse("https://plc.example").unwrap(),
             mirrors: Vec::new(),

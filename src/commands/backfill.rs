@@ -111,7 +111,7 @@ pub async fn perform(
         return Ok(None);
     };
     let (end, interrupted) = wait(&pipeline, order, surrounding, stop).await;
-    let progress = pipeline.progress();
+    let (progress, pseudonyms) = (pipeline.progress(), pipeline.pseudonyms());
     let stopped = pipeline.stop().await;
     let decided = progress.borrow().run;
     recorded.decided = Some(decided);
@@ -123,6 +123,7 @@ pub async fn perform(
         interrupted,
         failed: failure.is_some(),
         labels: order.settings.filter.types.iter().map(TypeEntry::label).collect(),
+        pseudonyms,
     };
     let counts = Reader::open(&ledger)?.counts()?;
     let exit = failure.as_ref().map_or_else(|| exit_code(&counts, &run), CommandError::exit_code);

@@ -24,7 +24,8 @@ use crate::config::targets::{self, ListSource, Target};
 use crate::config::units::format_size;
 use crate::exit_code::ExitCode;
 use crate::store::data_dir::holder;
-use crate::store::error::free_bytes;
+use crate::store::error::{StoreError, free_bytes};
+use crate::store::key_file;
 
 /// How long a name may take to resolve.
 const NAME_SECONDS_MAX: u64 = 10;
@@ -110,6 +111,11 @@ fn tell(found: &Findings, is_bad: bool, json: bool) -> io::Result<()> {
 
 fn environment(settings: &Settings, found: &mut Findings) {
     lists(settings, found);
+    match key_file::read(settings.pseudonyms.as_deref()) {
+        Err(StoreError::Permission(text)) => found.permission(text),
+        Err(error) => found.error(error.to_string()),
+        Ok(_) => {}
+    }
     let is_ours_running = data_dir(&settings.data_dir, found);
     disk_free(settings, found);
     directory("identity.plc_url", &settings.identity.plc_url, found);

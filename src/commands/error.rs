@@ -33,7 +33,7 @@ pub enum CommandError {
     Start(#[from] StartError),
     /// Listed accounts are done under another filter.
     #[error(
-        "{accounts} of these accounts were exported with other records.types or another [window]: use another --data-dir, \
+        "{accounts} of these accounts were exported with other records.types, another [window] or other pseudonyms: use another --data-dir, \
          or --refilter to export them again (their rows will then be in the queues twice)"
     )]
     Filter {

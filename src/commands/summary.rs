@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::clock::wall_text;
 use crate::domain::ledger::State;
+use crate::pipeline::data::PSEUDONYMS_NOTE;
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::{Counts, Decided, Reader, Report};
 use crate::store::ledger_rows::RunCounts;
@@ -35,6 +36,8 @@ pub struct Run {
     pub failed: bool,
     /// Labels of the exported types, in configured order.
     pub labels: Vec<String>,
+    /// Name of the key of the pseudonyms in the queues, if there are any.
+    pub pseudonyms: Option<String>,
 }
 
 /// The service's status code: all done, some not, or failed.
@@ -57,7 +60,7 @@ pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(),
     if counts.forgotten > 0 {
         accounts["forgotten"] = json!(counts.forgotten);
     }
-    let head = json!({
+    let mut head = json!({
         "service": "backfill_sync",
         "timestamp": wall_text(run.ended_ms),
         "status_code": status_code(&counts, run),
@@ -70,6 +73,9 @@ pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(),
         "this_run": run.decided,
         "interrupted": run.interrupted,
     });
+    if let Some(key) = &run.pseudonyms {
+        head["pseudonyms"] = json!({"key": key, "note": PSEUDONYMS_NOTE});
+    }
     let head = head.to_string();
     let unwritten = |error| StoreError::io(Path::new("stdout"), error);
     let open = head.strip_suffix('}').unwrap_or(&head);
@@ -158,6 +164,9 @@ pub fn write_text(
     let mut text = text(&counts, &sums, &reasons, run, queues);
     if counts.forgotten > 0 {
         text += &forgotten(reader, counts.forgotten)?;
+    }
+    if run.pseudonyms.is_some() {
+        text += &format!("note      {PSEUDONYMS_NOTE}\n");
     }
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error: io::Error| StoreError::io(Path::new("stdout"), error))

@@ -55,6 +55,7 @@ const TABLE: &[(&str, Effect, Show)] = &[
     ("window.outside", Effect::Restart, |it| format!("{:?}", it.filter.window.outside)),
     ("window.offsets", Effect::Restart, |it| format!("{:?}", it.filter.window.offsets)),
     ("records.types", Effect::Restart, |it| format!("{:?}", it.filter.types)),
+    ("records.pseudonyms", Effect::Restart, |it| format!("{:?}", it.pseudonyms)),
     ("identity.plc_url", Effect::Restart, |it| it.identity.plc_url.to_string()),
     ("identity.mirrors", Effect::Restart, |it| format!("{:?}", it.identity.mirrors)),
     ("identity.requests_per_second", Effect::Now, |it| it.identity.requests_per_second.to_string()),

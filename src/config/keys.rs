@@ -113,6 +113,7 @@ pub const KEYS: &[Key] = &[
         put(&mut to.filter.window.offsets, read::word(value, &words))
     }),
     key("records.types", Form::Texts, |to, value| put(&mut to.filter.types, types(value))),
+    key("records.pseudonyms", Form::Text, |to, value| put(&mut to.pseudonyms, key_file(value))),
     key("identity.plc_url", Form::Text, |to, value| {
         put(&mut to.identity.plc_url, read::directory_url(value))
     }),
@@ -303,6 +304,13 @@ fn type_entry(item: &Value) -> Read<TypeEntry> {
         return Ok(TypeEntry::Nsid(written.to_owned()));
     }
     Err(expected(item, what, &hint))
+}
+
+fn key_file(value: &Value) -> Read<Option<PathBuf>> {
+    match read::text(value, "a key file such as \"/etc/skyfill/key\", or \"\" for none")? {
+        "" => Ok(None),
+        _ => read::path(value).map(Some),
+    }
 }
 
 fn mirrors(value: &Value) -> Read<Vec<url::Url>> {

@@ -17,6 +17,8 @@ pub struct Settings {
     pub source: Source,
     /// Record types and study window.
     pub filter: Filter,
+    /// Key file of the pseudonyms that stand for DIDs; `None`: the DIDs themselves do.
+    pub pseudonyms: Option<PathBuf>,
     /// Directory.
     pub identity: Identity,
     /// Transfers.
@@ -239,6 +241,7 @@ impl Default for Settings {
             data_dir: PathBuf::from("./skyfill-data"),
             source: Source::default(),
             filter: study(),
+            pseudonyms: None,
             identity: Identity::default(),
             fetch: Fetch::default(),
             network: Network { allow: Vec::new(), ports: vec![443] },

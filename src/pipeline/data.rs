@@ -22,9 +22,13 @@ use crate::store::decisions::Decisions;
 use crate::store::error::StoreError;
 use crate::store::follow::{self, NamedSink};
 use crate::store::journal::Journal;
+use crate::store::key_file;
 use crate::store::ledger_rows::Rows;
 use crate::store::listing::{ListingError, Staged};
 use crate::transform::Transformer;
+
+/// What every run with pseudonyms says.
+pub const PSEUDONYMS_NOTE: &str = "dids are replaced by pseudonyms; texts and handles are not touched, and record keys, cids and texts may tell who it is";
 
 /// Name of the ledger in a data directory.
 pub const LEDGER_FILE: &str = "state.db";
@@ -66,7 +70,12 @@ impl Data {
         // The ledger is there and nothing else is: the next start makes the rest.
         crash_point!(LedgerOpenedBeforeJournal);
         let (data_id, segment) = (rows.data_id()?, rows.segment()?);
-        let transformer = Arc::new(Transformer::new(&settings.filter));
+        let names = key_file::read(settings.pseudonyms.as_deref())?;
+        if let Some(names) = &names {
+            tracing::info!(key = names.id(), "{PSEUDONYMS_NOTE}");
+        }
+        let transformer = Transformer::new(&settings.filter).with_pseudonyms(names);
+        let transformer = Arc::new(transformer);
         let labels = transformer.queues().to_vec();
         let (folder, bytes) = (dir.join("journal"), settings.limits.journal);
         let journal = Journal::open(&folder, &data_id, labels, bytes, segment)?;

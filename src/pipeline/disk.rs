@@ -19,6 +19,7 @@ use crate::store::journal::Journal;
 use crate::store::ledger::{Follower, Ledger};
 use crate::store::ledger_forget::Tombstones;
 use crate::store::ledger_rows::{Rows, RunCounts};
+use crate::transform::pseudonym::Pseudonyms;
 
 /// After a failure the threads are waited for only so long; the data directory stays locked until they have ended.
 const ABANDON: Duration = Duration::from_secs(5);
@@ -33,6 +34,8 @@ pub struct Disk {
     pub applier: Applier,
     /// The sinks beside the queues.
     pub followers: Followers,
+    /// What stands for DIDs in the queues, if not they themselves.
+    pub names: Option<Pseudonyms>,
     /// The directory, ours as long as this lives.
     pub dir: DataDir,
     threads: Vec<JoinHandle<()>>,
@@ -76,7 +79,8 @@ impl Disk {
         let taken = std::mem::take(&mut *sinks);
         let mut threads = waiting.start(taken, &journal, &applier, health, clock)?;
         threads.extend([applier_thread, ledger_thread]);
-        Ok(Self { ledger, journal, applier, followers, threads, dir })
+        let names = transformer.pseudonyms().cloned();
+        Ok(Self { ledger, journal, applier, followers, names, threads, dir })
     }
 
     /// Settles the queues, ends every lease and closes the ledger; gives what this process decided, to the last segment.

@@ -35,6 +35,7 @@ use crate::store::journal::Journal;
 use crate::store::ledger::{Ledger, LedgerGone};
 use crate::store::ledger_forget::Begun;
 use crate::store::ledger_rows::Rows;
+use crate::transform::pseudonym::Pseudonyms;
 
 /// How long the applier may take with what it has in hand, and then with giving up the segments that are to be wiped. It is
 /// done in a second, unless a reader holds a queue's write lock.
@@ -81,6 +82,7 @@ pub struct Forgetter {
     journal: Arc<Mutex<Journal>>,
     applier: Applier,
     queues: PathBuf,
+    names: Option<Pseudonyms>,
 }
 
 impl Forgetter {
@@ -88,7 +90,8 @@ impl Forgetter {
     #[must_use]
     pub fn new(disk: &Disk) -> Self {
         let (ledger, journal) = (disk.ledger.clone(), Arc::clone(&disk.journal));
-        Self { ledger, journal, applier: disk.applier.clone(), queues: disk.dir.join("queue") }
+        let (queues, names) = (disk.dir.join("queue"), disk.names.clone());
+        Self { ledger, journal, applier: disk.applier.clone(), queues, names }
     }
 
     /// Forgets the accounts of `dids`, known or not, for good.
@@ -96,8 +99,13 @@ impl Forgetter {
     /// # Errors
     /// [`ForgetError`]; what was begun is gone on with by the next start.
     pub async fn forget(&self, dids: Vec<String>) -> Result<Forgot, ForgetError> {
+        let names = self.names.clone();
         let begin = move |rows: &mut Rows| {
-            dids.iter().map(|did| rows.begin_forgetting(did, None)).collect::<Result<Vec<_>, _>>()
+            let begin = |did: &String| {
+                let pseudonym = names.as_ref().map(|names| names.of(did));
+                rows.begin_forgetting(did, pseudonym.as_deref())
+            };
+            dids.iter().map(begin).collect::<Result<Vec<_>, _>>()
         };
         let begun = self.ledger.run(begin).await?;
         // They are forgotten and the queues do not know: the next start deletes their items.

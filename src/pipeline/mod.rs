@@ -306,6 +306,12 @@ impl Pipeline {
         }
     }
 
+    /// Name of the key of the pseudonyms in the queues, if there are any.
+    #[must_use]
+    pub fn pseudonyms(&self) -> Option<String> {
+        self.disk.names.as_ref().map(|names| names.id().to_owned())
+    }
+
     /// Reads the gauges of this pipeline.
     #[must_use]
     pub fn sampler(&self) -> Sampler {

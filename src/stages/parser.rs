@@ -287,7 +287,7 @@ fn export_all<'o>(
         return Err(Ended::Stale { found: rev, held });
     }
     let mut tally = Tally::new(&output.tools.transformer);
-    let origin = Origin::new(subject.did.as_str(), &rev);
+    let origin = output.tools.transformer.origin(subject.did.as_str(), &rev);
     while let Some(leaf) = walk.next_leaf().map_err(Ended::Repo)? {
         tally.leaves += 1;
         if tally.leaves.is_multiple_of(BEAT_EVERY_RECORDS) {
@@ -307,7 +307,7 @@ fn export_all<'o>(
         skipped: words(&tally.skipped),
         rejected: words(&tally.rejected),
         filter: output.tools.transformer.filter_hash().to_owned(),
-        shown_as: String::new(),
+        shown_as: origin.shown_as(),
         proven_at_ms: output.tools.clock.wall_ms(),
         proven_by: env!("CARGO_PKG_VERSION").to_owned(),
     };

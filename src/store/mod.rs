@@ -21,6 +21,7 @@ mod journal_error;
 #[cfg(test)]
 mod journal_power;
 mod journal_wipe;
+pub mod key_file;
 pub mod ledger;
 pub mod ledger_done;
 pub mod ledger_export;

@@ -26,14 +26,14 @@ impl Form {
         }
     }
 
-    const fn comma(self) -> &'static [u8] {
+    pub(super) const fn comma(self) -> &'static [u8] {
         match self {
             Self::Nested => b",",
             Self::Python => b", ",
         }
     }
 
-    const fn colon(self) -> &'static [u8] {
+    pub(super) const fn colon(self) -> &'static [u8] {
         match self {
             Self::Nested => b":",
             Self::Python => b": ",
@@ -71,7 +71,8 @@ impl Form {
         }
     }
 
-    fn write_scalar(self, item: Item<'_>, out: &mut Vec<u8>) {
+    /// Appends a value that is no container.
+    pub(super) fn write_scalar(self, item: Item<'_>, out: &mut Vec<u8>) {
         match item {
             Item::Unsigned(number) => write_number(number.into(), out),
             Item::Negative(number) => write_number(-1 - i128::from(number), out),

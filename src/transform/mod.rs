@@ -5,13 +5,18 @@
 //! ```
 //! One validating pass remembers where the wanted fields lie; the row is then written from there in output order. No generic
 //! values, no copies of strings: what comes in as bytes goes out as bytes. [`Transformer::read`] decides, [`Plan::write`]
-//! writes. `edge` is a short way for the most usual records; it gives what `fields` and `row` would.
+//! writes. `edge` is a short way for the most usual records; it gives what `fields` and `row` would. With pseudonyms every record
+//! goes the whole way, and `row` replaces DIDs while it writes.
 
 mod edge;
 mod fields;
 mod json;
+mod mapped;
+pub mod pseudonym;
 mod rejected;
 mod row;
+
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -23,6 +28,7 @@ use crate::repo::cid::{Cid, Codec};
 use crate::transform::edge::Edge;
 use crate::transform::fields::{Fields, Subject};
 use crate::transform::json::escape;
+use crate::transform::pseudonym::Pseudonyms;
 
 /// Label of the queue for rejected records.
 pub const REJECTED_LABEL: &str = "rejected";
@@ -36,12 +42,19 @@ pub struct Origin {
     head: Vec<u8>,
     /// `","rev":"..."`
     tail: Vec<u8>,
+    names: Option<Arc<Pseudonyms>>,
 }
 
 impl Origin {
     /// Records of `did` in the commit `rev`.
     #[must_use]
     pub fn new(did: &str, rev: &str) -> Self {
+        Self::shown(did, rev, None)
+    }
+
+    fn shown(did: &str, rev: &str, names: Option<Arc<Pseudonyms>>) -> Self {
+        let did = names.as_ref().map_or_else(|| did.to_owned(), |names| names.of(did));
+        let did = did.as_str();
         let (mut head, mut tail) = (b",\"did\":\"".to_vec(), b"\",\"rev\":\"".to_vec());
         escape(did.as_bytes(), &mut head);
         head.extend_from_slice(b"\",\"uri\":\"at://");
@@ -49,7 +62,13 @@ impl Origin {
         head.push(b'/');
         escape(rev.as_bytes(), &mut tail);
         tail.push(b'"');
-        Self { did: did.to_owned(), rev: rev.to_owned(), head, tail }
+        Self { did: did.to_owned(), rev: rev.to_owned(), head, tail, names }
+    }
+
+    /// The pseudonym that stands for the DID; empty if the DID itself does.
+    #[must_use]
+    pub fn shown_as(&self) -> String {
+        self.names.as_ref().map_or_else(String::new, |_| self.did.clone())
     }
 }
 
@@ -96,6 +115,7 @@ pub struct Transformer {
     /// Configured NSIDs and prefixes with their queues; exact names first.
     custom: Vec<(TypeEntry, usize)>,
     hash: String,
+    names: Option<Arc<Pseudonyms>>,
 }
 
 /// A decided record, ready to be written.
@@ -141,7 +161,28 @@ impl Transformer {
             _ => (0, 0),
         });
         let (window, kinds, hash) = (filter.window.clone(), Kind::ALL.map(queue_of), hash(filter));
-        Self { window, queues, kinds, custom, hash }
+        Self { window, queues, kinds, custom, hash, names: None }
+    }
+
+    /// The same, with pseudonyms in the place of DIDs.
+    #[must_use]
+    pub fn with_pseudonyms(mut self, names: Option<Pseudonyms>) -> Self {
+        if let Some(names) = &names {
+            self.hash = short_hash(&format!("{} pseudonyms {}", self.hash, names.id()));
+        }
+        Self { names: names.map(Arc::new), ..self }
+    }
+
+    /// The pseudonyms, if there are any.
+    #[must_use]
+    pub fn pseudonyms(&self) -> Option<&Pseudonyms> {
+        self.names.as_deref()
+    }
+
+    /// Records of `did` in the commit `rev`.
+    #[must_use]
+    pub fn origin(&self, did: &str, rev: &str) -> Origin {
+        Origin::shown(did, rev, self.names.clone())
     }
 
     /// Labels of the queues, the rejected one last; file names are made of them.
@@ -174,7 +215,7 @@ impl Transformer {
     /// The short way; `None` says nothing about the record.
     fn decide_edge<'a>(&self, source: &RecordSource<'a>) -> Option<(Verdict, Row<'a>)> {
         let RecordBlock::Held(record) = source.block else { return None };
-        if source.cid.codec == Codec::Raw {
+        if source.cid.codec == Codec::Raw || source.origin.names.is_some() {
             return None;
         }
         let edge = Edge::recognise(record)?;
@@ -255,6 +296,10 @@ fn hash(filter: &Filter) -> String {
     labels.sort_unstable();
     let Window { start, end, outside, offsets } = &filter.window;
     let text = format!("{labels:?} {start} {end} {outside:?} {offsets:?}");
+    short_hash(&text)
+}
+
+fn short_hash(text: &str) -> String {
     Sha256::digest(text)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

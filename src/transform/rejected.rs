@@ -1,5 +1,7 @@
 //! Rows of rejected records: where the record is, why it was rejected, and what it holds (TRANSFORM, "Rejected").
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -18,7 +20,9 @@ pub fn write(
     source: &RecordSource<'_>,
     out: &mut Vec<u8>,
 ) {
-    let (collection, rkey) = source.key.split_once('/').unwrap_or((source.key, ""));
+    let names = source.origin.names.as_deref();
+    let key = names.map_or(Cow::Borrowed(source.key), |names| names.key(source.key));
+    let (collection, rkey) = key.split_once('/').unwrap_or((&*key, ""));
     out.extend_from_slice(b"{\"did\":");
     Form::Nested.write_text(source.origin.did.as_bytes(), out);
     out.extend_from_slice(b",\"collection\":");
@@ -28,7 +32,7 @@ pub fn write(
     out.extend_from_slice(b",\"uri\":\"at://");
     escape(source.origin.did.as_bytes(), out);
     out.push(b'/');
-    escape(source.key.as_bytes(), out);
+    escape(key.as_bytes(), out);
     out.push(b'"');
     out.extend_from_slice(b",\"cid\":\"");
     source.cid.write_text(out);
@@ -45,13 +49,14 @@ pub fn write(
     out.extend_from_slice(b",\"record\":");
     let start = out.len();
     match held.filter(|_| is_decodable) {
-        Some(record) => write_nested(record, out),
+        Some(record) => write_nested(record, names, out),
         None => out.extend_from_slice(b"null"),
     }
     null_if_too_long(start, out);
     out.extend_from_slice(b",\"raw\":");
     let start = out.len();
-    match held.filter(|_| !is_decodable) {
+    // Nobody can replace what nobody can read.
+    match held.filter(|_| !is_decodable && names.is_none()) {
         Some(record) => Form::Nested.write_text(STANDARD.encode(record).as_bytes(), out),
         None => out.extend_from_slice(b"null"),
     }

@@ -1,11 +1,18 @@
 //! Rows of exported records: every field of its kind, in the order that readers know (TRANSFORM, "Fields").
 
+use std::borrow::Cow;
+
 use crate::domain::filter::Kind;
 use crate::domain::window::Stamp;
 use crate::repo::cbor::{Item, Reader};
 use crate::transform::RecordSource;
 use crate::transform::fields::{CidText, Field, Fields, ReplyRef, StrongRef, Subject};
 use crate::transform::json::{Form, escape};
+use crate::transform::mapped::{self, Rule};
+use crate::transform::pseudonym::Pseudonyms;
+
+/// What stands for DIDs, if not they themselves.
+type Names<'n> = Option<&'n Pseudonyms>;
 
 /// `$type` of a reference that does not say its own.
 const STRONG_REF: &[u8] = b"com.atproto.repo.strongRef";
@@ -21,10 +28,11 @@ pub fn write(
     source: &RecordSource<'_>,
     out: &mut Vec<u8>,
 ) {
+    let names = source.origin.names.as_deref();
     match kind {
-        Kind::Post | Kind::Reply => write_post(kind, fields, subject, out),
+        Kind::Post | Kind::Reply => write_post(kind, fields, subject, names, out),
         Kind::Like | Kind::Repost | Kind::Follow | Kind::Block => {
-            write_edge(kind, fields, subject, out);
+            write_edge(kind, fields, subject, names, out);
         }
     }
     write_end(kind, stamp, source, out);
@@ -47,14 +55,18 @@ pub fn write_custom(nsid: &[u8], record: &[u8], source: &RecordSource<'_>, out: 
     Form::Nested.write_text(nsid, out);
     write_origin(source, out);
     out.extend_from_slice(b",\"record\":");
-    write_nested(record, out);
+    write_nested(record, source.origin.names.as_deref(), out);
     out.push(b'}');
 }
 
 /// Appends a validated value as nested JSON.
-pub fn write_nested(record: &[u8], out: &mut Vec<u8>) {
+pub fn write_nested(record: &[u8], names: Names<'_>, out: &mut Vec<u8>) {
     let start = out.len();
-    if Form::Nested.write_value(record, out).is_err() {
+    let written = match names {
+        None => Form::Nested.write_value(record, out),
+        Some(names) => mapped::write_value(Form::Nested, record, names, Rule::All, out),
+    };
+    if written.is_err() {
         out.truncate(start);
         out.extend_from_slice(b"null");
     }
@@ -63,43 +75,61 @@ pub fn write_nested(record: &[u8], out: &mut Vec<u8>) {
 /// Appends `did`, `uri`, `cid` and `rev`, each with the comma before it.
 pub fn write_origin(source: &RecordSource<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(&source.origin.head);
-    escape(source.key.as_bytes(), out);
+    match &source.origin.names {
+        None => escape(source.key.as_bytes(), out),
+        Some(names) => escape(names.key(source.key).as_bytes(), out),
+    }
     out.extend_from_slice(b"\",\"cid\":\"");
     source.cid.write_text(out);
     out.extend_from_slice(&source.origin.tail);
 }
 
-fn write_post(kind: Kind, fields: &Fields<'_>, subject: &Subject<'_>, out: &mut Vec<u8>) {
+fn write_post(
+    kind: Kind,
+    fields: &Fields<'_>,
+    subject: &Subject<'_>,
+    names: Names<'_>,
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(b"{\"py_type\":\"");
     out.extend_from_slice(kind.nsid().as_bytes());
     out.extend_from_slice(b"\",\"createdAt\":");
     Form::Nested.write_text(fields.created_at().unwrap_or_default(), out);
     out.extend_from_slice(b",\"text\":");
     Form::Nested.write_text(fields.post_text(), out);
-    write_python(b",\"embed\":", fields.truthy(Field::Embed), out);
-    write_python(b",\"entities\":", fields.truthy(Field::Entities), out);
-    write_python(b",\"facets\":", fields.truthy(Field::Facets), out);
+    let python = |name, field, rule, out: &mut Vec<u8>| {
+        write_python(name, fields.truthy(field), names.map(|names| (names, rule)), out);
+    };
+    python(b",\"embed\":", Field::Embed, Rule::NotFree, out);
+    python(b",\"entities\":", Field::Entities, Rule::Only(b"value"), out);
+    python(b",\"facets\":", Field::Facets, Rule::Only(b"did"), out);
     out.extend_from_slice(b",\"reply\":");
     match subject {
-        Subject::Reply(reply) => write_reply(reply, out),
+        Subject::Reply(reply) => write_reply(reply, names, out),
         _ => out.extend_from_slice(b"null"),
     }
-    write_python(b",\"labels\":", fields.truthy(Field::Labels), out);
+    python(b",\"labels\":", Field::Labels, Rule::NotFree, out);
     write_joined(b",\"langs\":", fields.truthy(Field::Langs), out);
     write_joined(b",\"tags\":", fields.truthy(Field::Tags), out);
 }
 
-fn write_edge(kind: Kind, fields: &Fields<'_>, subject: &Subject<'_>, out: &mut Vec<u8>) {
+fn write_edge(
+    kind: Kind,
+    fields: &Fields<'_>,
+    subject: &Subject<'_>,
+    names: Names<'_>,
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(b"{\"createdAt\":");
     Form::Nested.write_text(fields.created_at().unwrap_or_default(), out);
     out.extend_from_slice(b",\"subject\":");
     match subject {
         Subject::Ref(subject) => {
             out.push(b'"');
-            write_ref(subject, out);
+            write_ref(subject, names, out);
             out.push(b'"');
         }
-        Subject::Text(subject) => Form::Nested.write_text(subject, out),
+        Subject::Text(subject) => Form::Nested.write_text(&shown(subject, names), out),
         Subject::None | Subject::Reply(_) => out.extend_from_slice(b"null"),
     }
     out.extend_from_slice(b",\"py_type\":\"");
@@ -108,12 +138,21 @@ fn write_edge(kind: Kind, fields: &Fields<'_>, subject: &Subject<'_>, out: &mut 
 }
 
 /// Appends a field of Python JSON text, or null.
-fn write_python(name: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
+fn write_python(
+    name: &[u8],
+    value: Option<&[u8]>,
+    names: Option<(&Pseudonyms, Rule)>,
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(name);
     let Some(value) = value else { return out.extend_from_slice(b"null") };
     let start = out.len();
     out.push(b'"');
-    if Form::Python.write_value(value, out).is_err() {
+    let written = match names {
+        None => Form::Python.write_value(value, out),
+        Some((names, rule)) => mapped::write_value(Form::Python, value, names, rule, out),
+    };
+    if written.is_err() {
         out.truncate(start);
         return out.extend_from_slice(b"null");
     }
@@ -160,24 +199,29 @@ fn write_element(is_first: bool, element: &[u8], out: &mut Vec<u8>) {
     escape(element, out);
 }
 
-fn write_reply(reply: &ReplyRef<'_>, out: &mut Vec<u8>) {
+fn write_reply(reply: &ReplyRef<'_>, names: Names<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\"{\\\"parent\\\": ");
-    write_ref(&reply.parent, out);
+    write_ref(&reply.parent, names, out);
     out.extend_from_slice(b", \\\"root\\\": ");
-    write_ref(&reply.root, out);
+    write_ref(&reply.root, names, out);
     out.extend_from_slice(b", \\\"py_type\\\": ");
     Form::Python.write_text(reply.type_name.unwrap_or(REPLY_REF), out);
     out.extend_from_slice(b"}\"");
 }
 
-fn write_ref(subject: &StrongRef<'_>, out: &mut Vec<u8>) {
+/// A field that stands for an account or a record, as it is shown.
+fn shown<'f>(field: &'f [u8], names: Names<'_>) -> Cow<'f, [u8]> {
+    names.map_or(Cow::Borrowed(field), |names| names.field(field))
+}
+
+fn write_ref(subject: &StrongRef<'_>, names: Names<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\\\"cid\\\": ");
     match subject.cid {
         CidText::Text(text) => Form::Python.write_text(text, out),
         CidText::Link(link) => Form::Python.write_link(link, out),
     }
     out.extend_from_slice(b", \\\"uri\\\": ");
-    Form::Python.write_text(subject.uri, out);
+    Form::Python.write_text(&shown(subject.uri, names), out);
     out.extend_from_slice(b", \\\"py_type\\\": ");
     Form::Python.write_text(subject.type_name.unwrap_or(STRONG_REF), out);
     out.push(b'}');

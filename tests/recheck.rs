@@ -262,6 +262,49 @@ fn a_daemon_asks_by_its_own_turns_and_notes_it_in_its_own_ledger() {
 }
 
 #[test]
+fn it_keeps_to_the_pace_and_an_interruption_keeps_what_was_noted() {
+    let job = job(95, 12, 1);
+    let (network, world, data) = (&job.network, job.network.world(), job.path("data"));
+    job.run(&data).expect_code(0);
+    network.set_standing(3, Standing::TakenDown);
+    let out = job.path("list.jsonl");
+    let slow = ["--out", out.to_str().unwrap(), "--set", "fetch.host_requests_per_second=10"];
+    let paced = recheck(&job, &data, &slow).expect_code(0);
+    assert!(paced.seconds >= 1.1, "12 requests at 10 a second: {} s", paced.seconds);
+    let before = std::fs::read_to_string(&out).unwrap();
+    network.set_standing(4, Standing::TakenDown);
+    let hang = [Fault::SlowHeaders(Duration::from_secs(20))];
+    network.faults().script(
+        Place::Status,
+        Target::Did(world.did(11).to_owned()),
+        hang,
+        Then::Repeat,
+    );
+    let mut all =
+        vec!["recheck", "--data-dir", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let flags = network.flags();
+    all.extend(flags.iter().map(String::as_str));
+    all.extend(["--set", "fetch.host_requests_per_second=1000"]);
+    let running = job.skyfill().spawn(&all);
+    let begun = Instant::now();
+    while network.faults().fired("slow_headers") == 0 {
+        assert!(begun.elapsed() < PATIENCE);
+    }
+    running.signal(Signal::TERM);
+    running.finish(PATIENCE).expect_code(130);
+    // No list was written, the old one is whole; the data directory is closed well and the next recheck goes on.
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), before);
+    network.faults().script(
+        Place::Status,
+        Target::Did(world.did(11).to_owned()),
+        [Fault::HtmlOk],
+        Then::Heal,
+    );
+    recheck(&job, &data, &["--out", out.to_str().unwrap()]).expect_code(0);
+    assert_eq!(listed(&out).len(), 2);
+}
+
+#[test]
 fn provenance_names_what_was_proven_and_by_which_key() {
     let job = job(94, 6, 2);
     let (network, world, data) = (&job.network, job.network.world(), job.path("data"));

@@ -120,7 +120,10 @@ pub async fn run(
     let given = given(&flags.sources())?;
     // A place that cannot be written to is said before anybody is asked.
     let (mut lines, mut csv) = outputs(flags)?;
-    let done = ask(settings, given.as_deref(), surrounding).await?;
+    let Some(done) = ask(settings, given.as_deref(), surrounding).await? else {
+        tracing::warn!("interrupted: what hosts have said so far is noted, no list was written");
+        return Ok(ExitCode::Interrupted);
+    };
     let names: Option<HashSet<&str>> =
         given.as_ref().map(|given| given.iter().map(String::as_str).collect());
     let is_wanted = |did: &str| names.as_ref().is_none_or(|names| names.contains(did));
@@ -160,35 +163,34 @@ fn given(sources: &[ListSource]) -> Result<Option<Vec<String>>, CommandError> {
     Ok(Some(given))
 }
 
+/// `None`: it was interrupted.
 async fn ask(
     settings: &Settings,
     given: Option<&[String]>,
     surrounding: &Surrounding,
-) -> Result<Value, CommandError> {
+) -> Result<Option<Value>, CommandError> {
     let dir = &settings.data_dir;
     if holder(dir).is_some() && ask_daemon(dir, &json!({"command": "status"}))?.is_some() {
-        return ask_of_daemon(dir, given);
+        return ask_of_daemon(dir, given).map(Some);
     }
     let alone = Alone::open(settings, &surrounding.clock, &surrounding.chance)?;
     let rechecker = alone.rechecker(settings, surrounding).map_err(StartError::Net)?;
     let done = unless_stopped(&rechecker, given).await;
     drop(rechecker);
     alone.close().await.map_err(CommandError::Failed)?;
-    Ok(told(&done?))
+    Ok(done?.map(|done| told(&done)))
 }
 
 /// The first INT or TERM ends it; what was noted stays.
 async fn unless_stopped(
     rechecker: &Rechecker,
     given: Option<&[String]>,
-) -> Result<Rechecked, CommandError> {
+) -> Result<Option<Rechecked>, CommandError> {
     let stop = crate::ops::signals::stop_requested(ExitCode::Interrupted.code());
     let stop = stop.map_err(|error| CommandError::Internal(error.to_string()))?;
     tokio::select! {
-        done = rechecker.run(given.map(<[String]>::to_vec)) => Ok(done?),
-        () = stop => Err(CommandError::Internal(
-            "interrupted: what hosts have said so far is noted, no list was written".to_owned(),
-        )),
+        done = rechecker.run(given.map(<[String]>::to_vec)) => Ok(Some(done?)),
+        () = stop => Ok(None),
     }
 }
 

@@ -174,3 +174,97 @@ impl Tombstones {
         Ok(is_marked)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::convert::Infallible;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::targets::Target;
+    use crate::domain::did::Did;
+    use crate::domain::identity::Identity;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::seed::Chance;
+    use crate::store::ledger_lists::Reader;
+    use crate::store::ledger_work::Batch;
+    use crate::store::listing::Staged;
+
+    const ACCOUNTS: usize = 3_000;
+
+    fn did(number: usize) -> String {
+        let digits = "abcdefghijklmnopqrstuvwxyz234567".as_bytes();
+        let mixed = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let letter = |at: u32| char::from(digits[(mixed.rotate_left(at * 5) % 32) as usize]);
+        format!("did:plc:{}", (0..24).map(letter).collect::<String>())
+    }
+
+    /// What follows `mark` in the file, as long as the name of a DID is.
+    fn named(path: &Path, mark: &str) -> HashSet<String> {
+        let bytes = std::fs::read(path).unwrap();
+        let ends =
+            (mark.len()..bytes.len() - 24).filter(|end| bytes[..*end].ends_with(mark.as_bytes()));
+        ends.map(|end| String::from_utf8_lossy(&bytes[end..end + 24]).into_owned()).collect()
+    }
+
+    /// Rows that have moved through many states and pages leave no copy of what they held, wherever they have been.
+    #[test]
+    fn of_a_forgotten_account_not_a_byte_but_its_did_is_left_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (clock, chance) = (Clock::fixed(1_700_000_000_000), Chance::seeded(1));
+        let (mut rows, _) = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap();
+        let targets =
+            (0..ACCOUNTS).map(|n| Ok::<_, Infallible>(Target::Did(Did::parse(&did(n)).unwrap())));
+        let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();
+        staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
+        let mut segment = 0;
+        while segment * 100 < ACCOUNTS as u64 {
+            let leased = Batch { plc: 100, ..Batch::default() };
+            let leased = rows.transaction(|rows| rows.run_batch(&leased)).unwrap().plc;
+            let identity = |did: &str| Identity {
+                endpoint: format!("https://{}.example", &did[8..]),
+                host: "a.example".to_owned(),
+                key: format!("did:key:z{}", &did[8..]),
+                earlier_keys: Vec::new(),
+                handle: Some(format!("handle-of-{}", &did[8..])),
+            };
+            let events =
+                leased.iter().map(|it| (it.id, Event::Resolved(identity(&it.did)))).collect();
+            rows.transaction(|rows| rows.run_batch(&Batch { events, ..Batch::default() })).unwrap();
+            segment += 1;
+            let revisions: Vec<Revision> = leased
+                .iter()
+                .map(|leased| Revision {
+                    did: leased.did.clone(),
+                    rev: format!("rev-of-{}", &leased.did[8..]),
+                    commit_cid: "bafy".repeat(1 + leased.did.as_bytes()[9] as usize % 40),
+                    ..Revision::default()
+                })
+                .collect();
+            rows.transaction(|rows| rows.apply_segment(segment, &revisions)).unwrap();
+            rows.shrink().unwrap();
+        }
+        let gone: Vec<String> = (0..ACCOUNTS).step_by(37).map(did).collect();
+        let handles = named(&path, "handle-of-");
+        assert!(gone.iter().all(|did| handles.contains(&did[8..])));
+        for did in &gone {
+            let begun = rows.transaction(|rows| rows.begin_forgetting(did, Some("x"))).unwrap();
+            assert_eq!(begun.was, Some("done"));
+            rows.transaction(|rows| rows.finish_forgetting(&[begun.id])).unwrap();
+        }
+        rows.sync_if_wanted().unwrap();
+        assert!(rows.unfinished_forgetting().unwrap().is_empty());
+        let wal = std::fs::metadata(folder.path().join("state.db-wal")).unwrap();
+        assert_eq!(wal.len(), 0);
+        for mark in ["handle-of-", "rev-of-", "did:key:z"] {
+            let there = named(&path, mark);
+            let left: Vec<&String> = gone.iter().filter(|did| there.contains(&did[8..])).collect();
+            assert!(left.is_empty(), "{mark}: {} of {}: {left:?}", left.len(), gone.len());
+            assert!(there.contains(&did(1)[8..]));
+        }
+        let counts = Reader::open(&path).unwrap().counts().unwrap();
+        assert_eq!(counts.forgotten, gone.len() as u64);
+    }
+}

@@ -371,3 +371,56 @@ fn a_queue_that_a_reader_holds_is_named_and_done_later() {
     assert_only_others(&job, &data, &[0]);
     assert_gone(&job, &data, 0);
 }
+
+/// Orders and kills at random moments of a daemon at work: an order that was given and finished holds, whatever happened.
+#[test]
+fn orders_at_random_moments_under_kills_hold_and_cost_nobody_else_a_row() {
+    let job = job(88, 16);
+    for host in &job.network.hosts {
+        let manners = support::pds::Manners {
+            chunk_bytes: 4 << 10,
+            bytes_per_second: Some(100_000),
+            ..support::pds::Manners::default()
+        };
+        host.set_manners(manners);
+    }
+    let seed = support::job::number_from("SKYFILL_SEED", 7);
+    let (mut kills, mut orders) = (0, 0);
+    for directory in 0..3 {
+        let mut rng = fastrand::Rng::with_seed(seed * 1_000 + directory);
+        let data = job.path(&format!("random-{directory}"));
+        let mut forgotten = std::collections::BTreeSet::new();
+        let order = |index: usize| {
+            let did = job.network.world().did(index).to_owned();
+            ["forget", "--data-dir", data.to_str().unwrap(), "--did", &did].map(str::to_owned)
+        };
+        for _ in 0..3 {
+            let running = daemon(&job, &data, None);
+            let index = rng.usize(..16);
+            forgotten.insert(index);
+            // Any moment, from long before anything is there to long after everything is.
+            let before = running.wait(Duration::from_millis(rng.u64(..600)));
+            assert!(before.is_none(), "{before:#?}");
+            let asking = job.skyfill().spawn(&order(index));
+            let between = running.wait(Duration::from_millis(rng.u64(..400)));
+            assert!(between.is_none(), "{between:#?}");
+            kills += u64::from(running.kill_and_wait().signal == Some(9));
+            // Done before the kill, cut off by it, or done by itself once the daemon was gone.
+            let asked = asking.finish(PATIENCE);
+            orders += u64::from(asked.code == Some(0));
+            assert!(matches!(asked.code, Some(0 | 3 | 69 | 75)), "SKYFILL_SEED={seed}: {asked:#?}");
+        }
+        let all: Vec<usize> = forgotten.iter().copied().collect();
+        for index in &all {
+            job.skyfill().run(&order(*index), PATIENCE).expect_code(0);
+        }
+        let done = job.run(&data).expect_code(0).json();
+        assert_eq!(done["accounts"]["forgotten"], all.len(), "SKYFILL_SEED={seed}: {done}");
+        assert_only_others(&job, &data, &all);
+        all.iter().for_each(|index| assert_gone(&job, &data, *index));
+    }
+    assert!(kills == 9, "{kills}");
+    println!(
+        "{kills} kills, {orders} orders that were answered well before or after them; seed {seed}"
+    );
+}

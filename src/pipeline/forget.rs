@@ -156,21 +156,22 @@ impl Forgetter {
         let mut queues: Vec<BTreeMap<String, Held>> = vec![BTreeMap::new(); begun.len()];
         for label in labels(&self.queues)? {
             let holdings = QueueHoldings::open(&self.queues, &label)?;
-            let mut is_free = true;
+            let (mut is_free, mut has_held) = (true, false);
             for (account, held) in begun.iter().zip(&mut queues) {
-                if !is_free {
-                    break;
-                }
                 match holdings.forget(&account.names) {
                     Ok(found) if found.is_nothing() => {}
-                    Ok(found) => drop(held.insert(label.clone(), found)),
+                    Ok(found) => {
+                        has_held = true;
+                        held.insert(label.clone(), found);
+                    }
                     Err(error) => {
                         is_free = false;
                         forgot.unfinished(&error.to_string());
+                        break;
                     }
                 }
             }
-            if is_free {
+            if is_free && has_held {
                 clean(&holdings, &mut forgot);
             }
             // This queue holds nothing of them, others perhaps do: the ledger's intent is still there.

@@ -62,7 +62,10 @@ impl Rows {
             }
             None => (self.add_unlisted(did)?, None, None),
         };
-        let mut names = vec![did.to_owned()];
+        // An order that was not finished may know it under a name that nobody else knows any more.
+        let before = "SELECT name FROM forgetting WHERE id = ?1";
+        let mut names: Vec<String> = self.select(before, [id.0], |row| row.get(0))?;
+        names.push(did.to_owned());
         names.extend(pseudonym.map(str::to_owned));
         names.extend(revision.as_ref().map(|it: &Revision| it.shown_as.clone()));
         names.retain(|name| !name.is_empty());
@@ -252,6 +255,9 @@ mod tests {
         for did in &gone {
             let begun = rows.transaction(|rows| rows.begin_forgetting(did, Some("x"))).unwrap();
             assert_eq!(begun.was, Some("done"));
+            // An order that is given again before it is finished looks under the same names.
+            let again = rows.transaction(|rows| rows.begin_forgetting(did, None)).unwrap();
+            assert_eq!((again.names, again.was), (begun.names, Some("forgotten")));
             rows.transaction(|rows| rows.finish_forgetting(&[begun.id])).unwrap();
         }
         rows.sync_if_wanted().unwrap();

@@ -168,6 +168,7 @@ mod tests {
     #[test]
     fn the_columns_are_all_that_a_user_has() {
         let report = crate::store::ledger_lists::Report {
+            id: crate::domain::account::AccountId(1),
             did: "did:web:a.b".to_owned(),
             listed: true,
             account: crate::domain::ledger::Account::default(),

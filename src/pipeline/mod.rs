@@ -205,9 +205,7 @@ impl Pipeline {
         let budgets = Budgets::cut(settings.limits.memory);
         let mailboxes = Mailboxes::new(settings, &budgets);
         let client = parts::client(settings, surrounding)?;
-        let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
-        let threads = Threads::start("parser", count, waiting)
-            .map_err(|error| StartError::Part("a parser thread", error.to_string()))?;
+        let threads = parser_pool(settings, &mailboxes)?;
         let disk = Disk::start(data, settings, &clock, &health)?;
         let spools = spool_pool(&disk, settings, &budgets);
         let progress = watch::Sender::new(Progress::default());

@@ -22,6 +22,7 @@ mod journal_error;
 mod journal_power;
 mod journal_wipe;
 pub mod key_file;
+pub mod leaves;
 pub mod ledger;
 pub mod ledger_done;
 pub mod ledger_export;

@@ -37,7 +37,8 @@ fn main() -> ExitCode {
     let log = logging::init(&settings.log);
     let sources =
         vec![ListSource::Inline { name: "demo".to_owned(), dids: network.world().dids() }];
-    let order = Backfill { settings, sources, refilter: false, json: false, quiet: false };
+    let order =
+        Backfill { settings, sources, refilter: false, refresh: false, json: false, quiet: false };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
     let never = std::future::pending();
     let ran = runtime.block_on(backfill::run(&order, &Surrounding::system(), never, &mut stdout()));

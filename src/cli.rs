@@ -128,6 +128,10 @@ pub struct Backfill {
     /// Export accounts again that were done under another filter; their rows will be there twice
     #[arg(long)]
     pub refilter: bool,
+    /// Compare done accounts with what their hosts have now: what is new or changed goes into the queues, what is gone into
+    /// the deleted queue
+    #[arg(long)]
+    pub refresh: bool,
     /// PLC directory [identity.plc_url]
     #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
     pub plc_url: Option<String>,
@@ -296,7 +300,7 @@ pub struct QueueItems {
     #[command(flatten)]
     #[allow(missing_docs, reason = "see Common")]
     pub common: Common,
-    /// The queue: post, reply, repost, like, follow, block, rejected, or a configured type
+    /// The queue: post, reply, repost, like, follow, block, rejected, deleted, or a configured type
     #[arg(long = "type", value_name = "TYPE")]
     pub queue: String,
     /// Only items of this status

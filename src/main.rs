@@ -111,6 +111,7 @@ fn run_backfill(args: &cli::Backfill) -> Result<ExitCode, CommandError> {
             settings,
             sources,
             refilter: args.refilter,
+            refresh: args.refresh,
             json: args.json,
             quiet: args.quiet,
         };

@@ -167,6 +167,7 @@ impl Reloader {
         // From here on nothing is refused.
         self.reach.set_policy(settings.ledger_policy()).await?;
         self.reach.set_limits(plan_limits(&settings));
+        self.reach.set_refresh_every(settings.refresh.every);
         self.log.set_level(settings.log.level);
         let listed = self.swap(known).await?;
         self.sizes = sizes;

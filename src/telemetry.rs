@@ -54,6 +54,8 @@ const REJECTED: &str = "skyfill_records_rejected_total";
 const REPO_BYTES: &str = "skyfill_repo_bytes_total";
 const REQUESTS: &str = "skyfill_requests_total";
 const REQUEST_SECONDS: &str = "skyfill_request_seconds";
+const REFRESHED: &str = "skyfill_refreshed_total";
+const DELETED: &str = "skyfill_records_deleted_total";
 const RETRIES: &str = "skyfill_retries_total";
 const HOSTS: &str = "skyfill_hosts";
 const MAILBOX_DEPTH: &str = "skyfill_mailbox_depth";
@@ -73,7 +75,7 @@ const REMAINING: &str = "skyfill_remaining_seconds";
 const BUILD_INFO: &str = "skyfill_build_info";
 
 /// Every metric, in the design's order.
-pub const METRICS: [Metric; 25] = [
+pub const METRICS: [Metric; 27] = [
     metric(ACCOUNTS, Kind::Gauge, &["state"], "Listed accounts by state."),
     metric(PARKED, Kind::Gauge, &["reason"], "Listed accounts that were given up, by reason."),
     metric(RECORDS, Kind::Counter, &["type"], "Records exported, counted once they are committed."),
@@ -93,6 +95,8 @@ pub const METRICS: [Metric; 25] = [
         "From a request to the end of its answer.",
     ),
     metric(RETRIES, Kind::Counter, &["error"], "Failures after which an account is tried again."),
+    metric(REFRESHED, Kind::Counter, &["outcome"], "Done accounts that were refreshed."),
+    metric(DELETED, Kind::Counter, &[], "Exported records that a refresh found gone."),
     metric(
         HOSTS,
         Kind::Gauge,
@@ -165,6 +169,8 @@ pub const ACCOUNT_STATES: [&str; 5] = ["queued", "active", "retrying", "done", "
 
 /// One more state of accounts, told once there were any: the operator has forgotten them.
 pub const FORGOTTEN: &str = "forgotten";
+/// What came of a refresh.
+pub const REFRESH_OUTCOMES: [&str; 4] = ["unchanged", "changed", "failed", "without_leaves"];
 
 /// States of hosts.
 pub const HOST_STATES: [&str; 3] = ["working", "waiting", "open"];
@@ -283,6 +289,8 @@ pub fn announce() {
     }
     let _nothing_measured = (histogram!(SEAL_SECONDS), histogram!(APPLY_SECONDS));
     retried(OTHER_ERROR, 0);
+    REFRESH_OUTCOMES.iter().for_each(|outcome| refreshed(outcome, 0));
+    deleted(0);
     exported_bytes(0);
 }
 
@@ -304,6 +312,16 @@ pub fn rejected(reason: &str, records: u64) {
 /// Repositories of so many bytes were committed.
 pub fn exported_bytes(bytes: u64) {
     counter!(REPO_BYTES).increment(bytes);
+}
+
+/// Refreshes of accounts ended with `outcome`, one of [`REFRESH_OUTCOMES`].
+pub fn refreshed(outcome: &'static str, accounts: u64) {
+    counter!(REFRESHED, "outcome" => outcome).increment(accounts);
+}
+
+/// So many exported records are gone at a newer revision.
+pub fn deleted(records: u64) {
+    counter!(DELETED).increment(records);
 }
 
 /// So many accounts failed with `error` and will be tried again.

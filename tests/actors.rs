@@ -91,7 +91,7 @@ impl Bench {
         let settings = file::load(None, &assignments, Mode::Backfill).unwrap().settings;
         let dids = self.network.world().dids();
         let sources = vec![ListSource::Inline { name: "test".to_owned(), dids }];
-        Backfill { settings, sources, refilter: false, json: true, quiet: true }
+        Backfill { settings, sources, refilter: false, refresh: false, json: true, quiet: true }
     }
 
     fn assert_all_rows(&self) {

@@ -287,6 +287,9 @@ const ONCE: [&str; 5] = [
     "LeasesEndedBeforeClose",
 ];
 
+/// Points that only a refresh passes: `tests/refresh.rs` crashes there.
+const ELSEWHERE: [&str; 1] = ["RefreshMarkedBeforeWork"];
+
 /// Runs `work` over `items`, some at once.
 fn in_parallel<T: Sync>(items: &[T], at_once: usize, work: impl Fn(&T) + Sync) {
     let next = std::sync::atomic::AtomicUsize::new(0);
@@ -308,8 +311,9 @@ fn a_crash_at_every_named_point_loses_nothing_and_doubles_nothing() {
         return;
     }
     // Those of forgetting are passed by another command: tests/forget.rs.
-    let points = crash_points().into_iter().filter(|point| !point.starts_with("Forget"));
-    let points: Vec<String> = points.collect();
+    let is_here =
+        |point: &String| !point.starts_with("Forget") && !ELSEWHERE.contains(&point.as_str());
+    let points: Vec<String> = crash_points().into_iter().filter(is_here).collect();
     assert!(points.len() >= 20, "{points:?}");
     // Accounts come one after the other and far enough apart for a settle, so that every point is passed several times.
     let shape = Shape { seed: 32, accounts: 5, hosts: 1, records: Records::Fixed(40), odd: false };

@@ -48,8 +48,8 @@ const HOSTILE_HOSTS: usize = 300;
 /// or whose host gives a reason of its own.
 const HOSTILE_REASONS: usize = 300;
 
-/// The design's list (section 7, "Metrics"), and one of ours: which worker crashed.
-const DESIGN: [(&str, &[&str]); 25] = [
+/// The design's list (section 7, "Metrics"), and those of ours: which worker crashed, the time left, and refreshes.
+const DESIGN: [(&str, &[&str]); 27] = [
     ("skyfill_accounts", &["state"]),
     ("skyfill_parked", &["reason"]),
     ("skyfill_records_total", &["type"]),
@@ -58,6 +58,8 @@ const DESIGN: [(&str, &[&str]); 25] = [
     ("skyfill_repo_bytes_total", &[]),
     ("skyfill_requests_total", &["outcome", "service"]),
     ("skyfill_request_seconds", &["service"]),
+    ("skyfill_refreshed_total", &["outcome"]),
+    ("skyfill_records_deleted_total", &[]),
     ("skyfill_retries_total", &["error"]),
     ("skyfill_hosts", &["state"]),
     ("skyfill_mailbox_depth", &["stage"]),

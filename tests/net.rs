@@ -16,8 +16,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_tim
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use skyfill::clock::Clock;
 use skyfill::config::settings::{
-    Cidr, Compression, Fetch, Identity, Limits, Log, LogFormat, Metrics, Network, Retry, Settings,
-    Source,
+    Cidr, Compression, Fetch, Identity, Limits, Log, LogFormat, Metrics, Network, Refresh, Retry,
+    Settings, Source,
 };
 use skyfill::domain::filter::{Filter, Offsets, Outside, Window};
 use skyfill::domain::verdict::{Cause, HostSignal, LastError, Reason};
@@ -88,6 +88,7 @@ fn settings(allow: &[&str]) -> Settings {
             allow: allow.iter().map(|text| Cidr::parse(text).unwrap()).collect(),
             ports: vec![443],
         },
+        refresh: Refresh::default(),
         retry: Retry { attempts: 5, base: second, max: second, host_patience: second },
         limits: Limits {
             batch_size: 1,

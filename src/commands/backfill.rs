@@ -19,7 +19,7 @@ use crate::domain::filter::TypeEntry;
 use crate::exit_code::ExitCode;
 use crate::ops::progress;
 use crate::pipeline::data::Sinks;
-use crate::pipeline::{Data, OtherFilter, Pipeline, PipelineEnd, Surrounding};
+use crate::pipeline::{Data, OtherFilter, Pipeline, PipelineEnd, Surrounding, WithoutLeaves};
 use crate::store::decisions::Decisions;
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::{Counts, Reader};
@@ -33,6 +33,8 @@ pub struct Backfill {
     pub sources: Vec<ListSource>,
     /// Export done accounts again if the filter differs.
     pub refilter: bool,
+    /// Compare done accounts with what their hosts have now.
+    pub refresh: bool,
     /// The summary is one JSON object.
     pub json: bool,
     /// No progress.
@@ -122,6 +124,7 @@ pub async fn perform(
         ended_ms: clock.wall_ms(),
         interrupted,
         failed: failure.is_some(),
+        refreshes: order.refresh,
         labels: order.settings.filter.types.iter().map(TypeEntry::label).collect(),
         pseudonyms,
     };
@@ -154,6 +157,14 @@ async fn start(
     }
     if let Some(OtherFilter { accounts }) = data.check_filter(order.refilter)? {
         return Err(CommandError::Filter { accounts });
+    }
+    if order.refresh {
+        match data.refresh(order.refilter)? {
+            Ok(accounts) => tracing::info!(accounts, "accounts will be refreshed"),
+            Err(WithoutLeaves { accounts }) => {
+                return Err(CommandError::WithoutLeaves { accounts });
+            }
+        }
     }
     for name in &beside.let_go {
         data.let_sink_go(name)?;

@@ -40,6 +40,16 @@ pub enum CommandError {
         /// How many.
         accounts: u64,
     },
+    /// Listed accounts cannot be refreshed.
+    #[error(
+        "{accounts} of these accounts were exported without leaves (by an older skyfill, or with refresh.leaves = false), so nothing \
+         tells what is new in them: leave them out, or add --refilter to export them again whole (their rows will then be in the \
+         queues twice)"
+    )]
+    WithoutLeaves {
+        /// How many.
+        accounts: u64,
+    },
     /// The address for metrics cannot be taken.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -74,7 +84,7 @@ impl CommandError {
             Self::Listen(error) => ExitCode::from(error),
             Self::Reload(error) => of_reload(error),
             Self::Unreachable(_) => ExitCode::Unreachable,
-            Self::Filter { .. } => ExitCode::Config,
+            Self::Filter { .. } | Self::WithoutLeaves { .. } => ExitCode::Config,
             Self::Start(_) | Self::RestartStorm(_) | Self::Internal(_) => ExitCode::Failed,
         }
     }

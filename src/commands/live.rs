@@ -43,7 +43,7 @@ impl Live {
     /// Notes how far the work is now.
     pub fn sample(&self) {
         let Progress { counts: _, run, .. } = *self.reach.progress().borrow();
-        self.meter().sample(self.clock.now(), run.done + run.parked, run.records);
+        self.meter().sample(self.clock.now(), run.ended(), run.records);
     }
 
     /// Seconds until everything is decided; `None` without a base for it.
@@ -131,6 +131,7 @@ impl Live {
             "listing": listing,
             "accounts": counts,
             "this_run": self.reach.progress().borrow().run,
+            "refresh": self.reach.progress().borrow().run.refresh,
             "hosts": told,
             "hosts_left_out": hosts.len().saturating_sub(HOSTS_TOLD_MAX),
             "bound_by": bound_by,

@@ -34,7 +34,7 @@ use crate::ops::http::Readiness;
 use crate::ops::logging::LogHandle;
 use crate::ops::notify::Notifier;
 use crate::ops::signals::{Asked, DaemonSignals};
-use crate::pipeline::{Data, Pipeline, PipelineEnd, Reach, Surrounding};
+use crate::pipeline::{Data, Pipeline, PipelineEnd, Reach, Surrounding, refresh};
 use crate::reload::{Origin, ReloadError, Reloader};
 use crate::store::error::StoreError;
 use crate::store::health::Condition;
@@ -100,6 +100,7 @@ async fn serve(
     let reach = pipeline.reach();
     let heart = reach.clone();
     let notifier = Notifier::start();
+    let refreshing = tokio::spawn(refresh::on_schedule(reach.clone(), surrounding.clock.clone()));
     let feeding = tokio::spawn(notifier.clone().feed(move || {
         let heart = heart.clone();
         async move { heart.heartbeat().await }
@@ -126,6 +127,7 @@ async fn serve(
     };
     let ended = daemon.work(&pipeline, reloader, signals, taken).await;
     feeding.abort();
+    refreshing.abort();
     watched.tell(if ended.is_ok() { Readiness::Draining } else { Readiness::Failed });
     notifier.stopping("finishing what is in flight, giving the rest back");
     let progress = pipeline.progress();

@@ -73,6 +73,7 @@ fn whole(reader: &Reader, live: Option<&Value>) -> Result<Value, StoreError> {
         "phase": told("phase"),
         "listing": told("listing"),
         "this_run": told("this_run"),
+        "refresh": told("refresh"),
         "disk_full": told("disk_full"),
         "pid": told("pid"),
     }))
@@ -133,6 +134,8 @@ fn account(report: &Report) -> Value {
         "reason": reason,
         "last_error": account.last_error,
         "detail": account.detail,
+        "refreshing": account.refreshing,
+        "refresh_failed": account.refresh_failed,
         "attempts": account.attempts,
         "crashes": account.crashes,
         "process_deaths": account.process_deaths,

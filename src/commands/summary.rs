@@ -34,6 +34,8 @@ pub struct Run {
     pub interrupted: bool,
     /// Something other than an account failed.
     pub failed: bool,
+    /// It was asked to refresh.
+    pub refreshes: bool,
     /// Labels of the exported types, in configured order.
     pub labels: Vec<String>,
     /// Name of the key of the pseudonyms in the queues, if there are any.
@@ -71,6 +73,7 @@ pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(),
         "repo_bytes": sums.repo_bytes,
         "seconds": run.took.as_secs_f64(),
         "this_run": run.decided,
+        "refresh": run.decided.refresh,
         "interrupted": run.interrupted,
     });
     if let Some(key) = &run.pseudonyms {
@@ -80,26 +83,31 @@ pub fn write_json(reader: &Reader, run: &Run, out: &mut dyn Write) -> Result<(),
     let unwritten = |error| StoreError::io(Path::new("stdout"), error);
     let open = head.strip_suffix('}').unwrap_or(&head);
     write!(out, "{open},\"parked\":[").map_err(unwritten)?;
-    write_each(reader, Decided::Parked, parked, out)?;
+    write_each(reader, Decided::Parked, |report| Some(parked(report)), out)?;
     if counts.forgotten > 0 {
         out.write_all(b"],\"forgotten\":[").map_err(unwritten)?;
-        write_each(reader, Decided::Forgotten, |report| json!(report.did), out)?;
+        write_each(reader, Decided::Forgotten, |report| Some(json!(report.did)), out)?;
+    }
+    out.write_all(b"],\"not_refreshed\":[").map_err(unwritten)?;
+    if run.refreshes {
+        write_each(reader, Decided::Done, not_refreshed, out)?;
     }
     out.write_all(b"],\"users\":[").map_err(unwritten)?;
-    write_each(reader, Decided::Done, user, out)?;
+    write_each(reader, Decided::Done, |report| Some(user(report)), out)?;
     out.write_all(b"]}\n").and_then(|()| out.flush()).map_err(unwritten)
 }
 
 fn write_each(
     reader: &Reader,
     state: Decided,
-    entry: impl Fn(Report) -> Value,
+    entry: impl Fn(Report) -> Option<Value>,
     out: &mut dyn Write,
 ) -> Result<(), StoreError> {
     let mut is_first = true;
     reader.each(state, |report| {
+        let Some(entry) = entry(report) else { return Ok(()) };
         let comma = if std::mem::take(&mut is_first) { "" } else { "," };
-        let written = write!(out, "{comma}{}", entry(report));
+        let written = write!(out, "{comma}{entry}");
         written.map_err(|error| StoreError::io(Path::new("stdout"), error))
     })
 }
@@ -116,6 +124,19 @@ fn parked(report: Report) -> Value {
         "attempts": report.account.attempts,
         "detail": report.account.detail,
     })
+}
+
+/// A done account whose last refresh came to nothing: what is held of it stays.
+fn not_refreshed(report: Report) -> Option<Value> {
+    let reason = report.account.refresh_failed?;
+    Some(json!({
+        "did": report.did,
+        "reason": reason,
+        "last_error": report.account.last_error,
+        "attempts": report.account.attempts,
+        "detail": report.account.detail,
+        "rev": report.revision.map(|revision| revision.rev),
+    }))
 }
 
 /// A user's metadata in the Python service's own forms, and what is ours.
@@ -229,11 +250,22 @@ fn text(
     text += &format!("rejected  {}\n", list(&sums.rejected));
     text += &format!(
         "this run  {} accounts, {} records in {seconds:.1} s, {} records/s; {} of repositories in all\n",
-        HumanCount(run.decided.done + run.decided.parked),
+        HumanCount(run.decided.ended()),
         HumanCount(run.decided.records),
         HumanCount(rate),
         HumanBytes(sums.repo_bytes)
     );
+    if run.refreshes {
+        let refresh = run.decided.refresh;
+        text += &format!(
+            "refresh   {} unchanged, {} changed, {} not refreshed: {} records new or changed, {} deleted\n",
+            HumanCount(refresh.unchanged),
+            HumanCount(refresh.changed),
+            HumanCount(refresh.failed + refresh.without_leaves),
+            HumanCount(refresh.records),
+            HumanCount(refresh.deleted)
+        );
+    }
     text += &format!("queues    {}\n", queues.display());
     text
 }

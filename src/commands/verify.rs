@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::commands::error::CommandError;
 use crate::commands::retry::ledger_in;
 use crate::domain::account::Revision;
+use crate::sink::leaves::LeavesReader;
 use crate::sink::sqlite_check::QueueReader;
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::Reader;
@@ -56,12 +57,19 @@ impl Findings {
 pub fn run(data_dir: &Path, as_json: bool, out: &mut dyn Write) -> Result<Agreement, CommandError> {
     let reader = Reader::open(&ledger_in(data_dir)?)?;
     let queues = QueueReader::open_all(&data_dir.join("queue"))?;
+    let leaves = LeavesReader::new(data_dir);
     let mut findings = Findings::default();
     let (mut accounts, mut records) = (0_u64, 0_u64);
     reader.each_exported(|report| {
         let Some(revision) = report.revision else { return Ok(()) };
         accounts += 1;
         records += revision.exported_total();
+        if let Some(kept) = revision.kept
+            && leaves.open(&revision.did, revision.edition, kept)?.is_none()
+        {
+            findings
+                .add(format!("{}: its leaves are not there, it cannot be refreshed", revision.did));
+        }
         if !revision.reconciles() {
             findings.add(format!("{}: its leaves are not all accounted for", revision.did));
         }
@@ -106,10 +114,10 @@ fn against_ledger(
     revision: &Revision,
     findings: &mut Findings,
 ) -> Result<(), StoreError> {
-    let expected = if queue.label() == REJECTED_LABEL {
-        revision.rejected.values().sum()
-    } else {
-        revision.exported.get(queue.label()).copied().unwrap_or(0)
+    let expected = match &revision.refresh {
+        Some(refresh) => refresh.queued(queue.label()),
+        None if queue.label() == REJECTED_LABEL => revision.rejected.values().sum(),
+        None => revision.exported.get(queue.label()).copied().unwrap_or(0),
     };
     let (found, rev) = queue.account(revision.shown_did(), revision.edition, expected)?;
     let (label, did) = (queue.label(), &revision.did);

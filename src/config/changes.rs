@@ -82,6 +82,8 @@ const TABLE: &[(&str, Effect, Show)] = &[
     ("retry.base", Effect::Now, |it| format!("{:?}", it.retry.base)),
     ("retry.max", Effect::Now, |it| format!("{:?}", it.retry.max)),
     ("retry.host_patience", Effect::Now, |it| format!("{:?}", it.retry.host_patience)),
+    ("refresh.every", Effect::Now, |it| format!("{:?}", it.refresh.every)),
+    ("refresh.leaves", Effect::Restart, |it| it.refresh.leaves.to_string()),
     ("limits.batch_size", Effect::Now, |it| it.limits.batch_size.to_string()),
     ("limits.memory", Effect::Restart, |it| it.limits.memory.to_string()),
     ("limits.spool_memory", Effect::Restart, |it| it.limits.spool_memory.to_string()),

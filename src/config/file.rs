@@ -307,7 +307,8 @@ impl<'f> Draft<'f> {
 
     /// What the settings mean together.
     fn compare(&mut self) {
-        let Settings { filter, fetch, network, retry, limits, metrics, .. } = self.settings.clone();
+        let Settings { filter, fetch, network, retry, refresh, limits, metrics, .. } =
+            self.settings.clone();
         let window = &filter.window;
         self.refuse_if(window.start > window.end, "window.end", "window.start", || {
             format!("{} is before window.start ({})", window.end, window.start)
@@ -324,6 +325,11 @@ impl<'f> Draft<'f> {
         self.refuse_if(retry.base > retry.max, "retry.base", "retry.max", || {
             let (base, max) = (format_duration(retry.base), format_duration(retry.max));
             format!("{base} is more than retry.max ({max})")
+        });
+        let is_blind = refresh.every.is_some() && !refresh.leaves;
+        self.refuse_if(is_blind, "refresh.every", "refresh.leaves", || {
+            "needs refresh.leaves = true: without leaves there is nothing to compare with"
+                .to_owned()
         });
         for (name, timeout) in [
             ("fetch.first_byte_timeout", fetch.first_byte_timeout),

@@ -170,6 +170,8 @@ pub const KEYS: &[Key] = &[
     key("retry.host_patience", Form::Text, |to, value| {
         put(&mut to.retry.host_patience, read::duration(value, MOMENT..=DAY * 365))
     }),
+    key("refresh.every", Form::Text, |to, value| put(&mut to.refresh.every, every(value))),
+    key("refresh.leaves", Form::Flag, |to, value| put(&mut to.refresh.leaves, read::flag(value))),
     key("limits.batch_size", Form::Whole, |to, value| {
         put(&mut to.limits.batch_size, read::whole(value, 1..=100_000))
     }),
@@ -330,6 +332,13 @@ fn ports(value: &Value) -> Read<Vec<u16>> {
     let what = "a list of ports such as [443]";
     let ports = read::list(value, what, |item| read::whole(item, 1..=65_535))?;
     if ports.is_empty() { Err(fault(value, "at least one port is needed")) } else { Ok(ports) }
+}
+
+fn every(value: &Value) -> Read<Option<Duration>> {
+    if matches!(&value.data, Data::Text(text) if text.is_empty()) {
+        return Ok(None);
+    }
+    read::duration(value, Duration::from_secs(1)..=DAY * 365).map(Some)
 }
 
 fn listen(value: &Value) -> Read<Option<SocketAddr>> {

@@ -27,6 +27,8 @@ pub struct Settings {
     pub network: Network,
     /// Retries.
     pub retry: Retry,
+    /// Refreshes.
+    pub refresh: Refresh,
     /// Bounds on memory, disk and work.
     pub limits: Limits,
     /// Records in one queue item, at least 1.
@@ -185,6 +187,21 @@ pub struct Retry {
     pub host_patience: Duration,
 }
 
+/// `[refresh]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    /// The daemon compares each done account with its host this long after its export or its last refresh; `None`: never.
+    pub every: Option<Duration>,
+    /// Whether fingerprints of each revision are kept, without which there is nothing to compare the next one with.
+    pub leaves: bool,
+}
+
+impl Default for Refresh {
+    fn default() -> Self {
+        Self { every: None, leaves: true }
+    }
+}
+
 /// `[limits]`. Sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -246,6 +263,7 @@ impl Default for Settings {
             fetch: Fetch::default(),
             network: Network { allow: Vec::new(), ports: vec![443] },
             retry: Retry::default(),
+            refresh: Refresh::default(),
             limits: Limits::default(),
             rows_per_item: 1_000,
             metrics: Metrics::default(),

@@ -49,6 +49,29 @@ pub struct Revision {
     /// Version of the skyfill that proved it; empty in a ledger of before that was kept.
     #[serde(default)]
     pub proven_by: String,
+    /// Leaves with a row in a queue, if their fingerprints were kept with the revision: a later one can be compared with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<u64>,
+    /// What a refresh made of it; `None`: everything that the counts say was put into the queues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<Refreshed>,
+}
+
+/// A revision that was compared with the one before: only what differs was put into the queues.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refreshed {
+    /// The revision before.
+    pub previous_rev: String,
+    /// Rows put into queues by label, those of `rejected` and `deleted` among them.
+    pub queued: BTreeMap<String, u64>,
+}
+
+impl Refreshed {
+    /// Records whose rows were put into the queue of `label`.
+    #[must_use]
+    pub fn queued(&self, label: &str) -> u64 {
+        self.queued.get(label).copied().unwrap_or(0)
+    }
 }
 
 impl Revision {
@@ -62,6 +85,15 @@ impl Revision {
     #[must_use]
     pub fn exported_total(&self) -> u64 {
         self.exported.values().sum()
+    }
+
+    /// Records of the exported types that were put into queues with this revision.
+    #[must_use]
+    pub fn queued_total(&self) -> u64 {
+        match &self.refresh {
+            None => self.exported_total(),
+            Some(refresh) => self.exported.keys().map(|label| refresh.queued(label)).sum(),
+        }
     }
 
     /// Whether every leaf is accounted for.

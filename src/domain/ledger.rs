@@ -6,6 +6,10 @@
 //!    |  '-- given back -+---- retry_at --------+-- given back ---+--> parked(reason)
 //!    '--------------------------- Retry (operator) -------------------------'
 //! ```
+//! A refresh takes a done account through the same states: `done --Refresh--> queued or ready ... --> done`. However it ends, the
+//! account is done, because its rows are held: with the newer revision, unchanged, or with the verdict that would have parked it
+//! as evidence (`refresh_failed`, `last_error`, `detail`).
+//!
 //! Invariants: an account has exactly one state; only [`Event::Exported`] makes it done; a decided account (done, parked)
 //! moves only by [`Event::Retry`] or by an export that was sealed before; `attempts` never exceeds the policy's bound. An
 //! event that does not fit the state changes nothing, so that late news about a DID that was taken back is harmless. A
@@ -17,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::identity::Identity;
 pub use crate::domain::ledger_event::{Effect, Event};
+pub use crate::domain::ledger_policy::{LedgerPolicy, Moment};
 use crate::domain::verdict::{Cause, Failure, LastError, Reason};
 use crate::limits::CRASHES_MAX;
 
@@ -28,42 +33,6 @@ const DETAIL_CHARACTERS_MAX: usize = 200;
 
 /// Refusals further apart count as this far apart, longer than any wait: a jump of the clock or a pause uses up no patience.
 const WAIT_STEP_MS_MAX: i64 = 16 * 60_000;
-
-/// The operator's numbers behind the rules (`[retry]` and `identity.cache_ttl`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LedgerPolicy {
-    /// Charged failures that end an account.
-    pub attempts: u32,
-    /// First retry delay; doubles with each attempt.
-    pub base: Duration,
-    /// Longest retry delay.
-    pub max: Duration,
-    /// How long refusals or a silent directory are borne for one account.
-    pub host_patience: Duration,
-    /// How long an identity may be used without asking the directory again.
-    pub cache_ttl: Duration,
-}
-
-impl Default for LedgerPolicy {
-    fn default() -> Self {
-        Self {
-            attempts: 5,
-            base: Duration::from_secs(5),
-            max: Duration::from_secs(15 * 60),
-            host_patience: Duration::from_secs(24 * 3600),
-            cache_ttl: Duration::from_secs(24 * 3600),
-        }
-    }
-}
-
-/// Time and chance of one application.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// Ledger time, milliseconds since 1970.
-    pub now_ms: i64,
-    /// Full jitter's share of the delay, `0.0..1.0`.
-    pub fraction: f64,
-}
 
 /// Where an account stands.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,6 +138,17 @@ pub struct Account {
     pub last_error: Option<LastError>,
     /// Evidence for it, cleaned, at most 200 characters.
     pub detail: String,
+    /// It is exported, and on its way to be compared with what its host has now.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub refreshing: bool,
+    /// Why its last refresh came to nothing, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_failed: Option<Reason>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Account {
@@ -194,6 +174,7 @@ impl Account {
 
     /// Applies one event.
     pub fn apply(&mut self, event: Event, policy: &LedgerPolicy, at: Moment) -> Effect {
+        let is_without_leaves = event == Event::WithoutLeaves;
         match (self.state, event) {
             (State::Forgotten, _) => Effect::Nothing,
             (_, Event::Forget) => {
@@ -249,6 +230,12 @@ impl Account {
             (State::Done, Event::Again) => {
                 self.attempts = 0; // those of its last export are no evidence against this one
                 self.available(policy, at)
+            }
+            (State::Done, Event::Refresh) => self.begin_refresh(policy, at),
+            (state, Event::Unchanged | Event::WithoutLeaves | Event::RefreshDropped)
+                if self.refreshing && !state.is_decided() =>
+            {
+                self.end_refresh(is_without_leaves)
             }
             (State::Parked(reason), Event::Retry) if reason != Reason::DidInvalid => {
                 let identity = self.identity.take();
@@ -371,7 +358,7 @@ impl Account {
         Effect::Available
     }
 
-    fn available(&mut self, policy: &LedgerPolicy, at: Moment) -> Effect {
+    pub(super) fn available(&mut self, policy: &LedgerPolicy, at: Moment) -> Effect {
         self.state =
             if self.has_usable_identity(policy, at) { State::Ready } else { State::Queued };
         Effect::Available
@@ -409,15 +396,21 @@ impl Account {
         (self.waiting, self.waited_ms) = (Waiting::Nothing, 0);
     }
 
+    /// What is held of a refreshed account stays: it is done all the same.
     pub(super) fn park(&mut self, reason: Reason) -> Effect {
+        if self.refreshing {
+            self.refresh_failed = Some(reason);
+            return self.decide(State::Done);
+        }
         self.decide(State::Parked(reason))
     }
 
     /// A decision resets the counts of crashes and deaths; attempts stay as evidence.
-    fn decide(&mut self, state: State) -> Effect {
+    pub(super) fn decide(&mut self, state: State) -> Effect {
         (self.crashes, self.process_deaths, self.lone_deaths) = (0, 0, 0);
         (self.large, self.ran_alone, self.body_begun) = (false, false, false);
         self.doubt = Doubt::None;
+        self.refreshing = false;
         self.stop_waiting();
         self.state = state;
         Effect::Decided

@@ -69,6 +69,14 @@ pub enum Event {
     Again,
     /// The operator orders that nothing of it is kept, and that it is never fetched again.
     Forget,
+    /// It is done and shall be compared with what its host has now.
+    Refresh,
+    /// Its host has no other revision than the one that is held.
+    Unchanged,
+    /// A newer revision cannot be compared: the leaves of the one that is held are not there.
+    WithoutLeaves,
+    /// A refresh that was begun under another filter is not gone on with.
+    RefreshDropped,
 }
 
 /// What follows from an event for those who schedule.

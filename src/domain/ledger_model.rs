@@ -29,6 +29,10 @@ mod tests {
         /// Refusals, or silence of the directory: which, for how long, since when.
         streak: Option<(Cause, i64, i64)>,
         failed_at: i64,
+        /// It was exported, and whatever comes of this it stays done.
+        is_refreshed: bool,
+        /// Why the last refresh came to nothing.
+        came_to_nothing: Option<Reason>,
     }
 
     #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -99,6 +103,15 @@ mod tests {
                 Event::Again if self.word == Word::Done => {
                     self.charged = 0;
                     self.again(policy, now);
+                }
+                Event::Refresh if self.word == Word::Done => {
+                    (self.charged, self.is_refreshed, self.came_to_nothing) = (0, true, None);
+                    self.again(policy, now);
+                }
+                Event::Unchanged | Event::WithoutLeaves | Event::RefreshDropped
+                    if self.is_refreshed =>
+                {
+                    self.decided(Word::Done);
                 }
                 Event::Retry => {
                     if let Word::Parked(reason) = self.word
@@ -245,6 +258,12 @@ mod tests {
             if word == Word::Done && self.word == Word::Done {
                 return;
             }
+            let mut word = word;
+            if std::mem::take(&mut self.is_refreshed)
+                && let Word::Parked(reason) = word
+            {
+                (word, self.came_to_nothing) = (Word::Done, Some(reason));
+            }
             (self.crashes, self.deaths, self.deaths_alone) = (0, 0, 0);
             (self.wants_to_be_alone, self.is_alone, self.has_bytes) = (false, false, false);
             (self.asks_again_for, self.has_asked_again, self.streak) = (None, false, None);
@@ -264,6 +283,8 @@ mod tests {
             };
             assert_eq!(word, self.word, "{what}\n{self:#?}");
             assert_eq!(account.attempts, self.charged, "{what}");
+            assert_eq!(account.refreshing, self.is_refreshed, "{what}");
+            assert_eq!(account.refresh_failed, self.came_to_nothing, "{what}");
             let counts = (account.crashes, account.process_deaths, account.lone_deaths);
             assert_eq!(counts, (self.crashes, self.deaths, self.deaths_alone), "{what}");
             assert_eq!(account.runs_alone(), self.wants_to_be_alone || self.deaths >= 3, "{what}");
@@ -326,6 +347,10 @@ mod tests {
                 detail: String::new(),
             },
             33 if one_in(4, chance) => Event::Again,
+            33 | 24 => Event::Refresh,
+            38 if one_in(8, chance) => Event::Unchanged,
+            39 if one_in(16, chance) => Event::WithoutLeaves,
+            39 if one_in(16, chance) => Event::RefreshDropped,
             34..=36 => Event::Due,
             37 if one_in(64, chance) => Event::Forget,
             _ => random_failure(chance, now, mood),
@@ -366,15 +391,20 @@ mod tests {
             account.apply(event, &policy, Moment { now_ms: now, fraction });
             model.assert_same(&account, &what);
             if model.is_decided() && !was_decided {
-                *ends.entry(format!("{:?}", model.word)).or_insert(0) += 1;
+                let refreshed = model.came_to_nothing.filter(|_| model.word == Word::Done);
+                let end = format!("{:?} {refreshed:?}", model.word);
+                *ends.entry(end).or_insert(0) += 1;
             }
-            if model.is_decided() && one_in(8, &chance) {
+            if model.is_decided() && !model.is_refreshed && one_in(8, &chance) {
                 (account, model, mood) = (Account::default(), Model::default(), chance.bits());
             }
         }
         // Every way to end was taken.
         let ways = [
-            "Done",
+            "Done None",
+            "Done Some(RepoTakenDown)",
+            "Done Some(HostUnavailable)",
+            "Done Some(AttemptsExhausted)",
             "NoPds",
             "RepoTakenDown",
             "RepoNotFound",

@@ -8,6 +8,8 @@ pub mod ledger;
 pub mod ledger_event;
 #[cfg(test)]
 mod ledger_model;
+pub mod ledger_policy;
+mod ledger_refresh;
 mod ledger_told;
 pub mod nsid;
 pub mod rkey;

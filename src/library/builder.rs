@@ -27,6 +27,7 @@ pub struct Backfill {
     assignments: Vec<Assignment>,
     sources: Vec<ListSource>,
     refilter: bool,
+    refresh: bool,
     sinks: Vec<NamedSink>,
     let_go: Vec<String>,
 }
@@ -127,6 +128,13 @@ impl Backfill {
     /// Exports accounts again that are done under other types or another window; their rows will be there twice.
     pub const fn refilter(mut self, refilter: bool) -> Self {
         self.refilter = refilter;
+        self
+    }
+
+    /// Compares done accounts with what their hosts have now: what is new or changed goes into the queues, what is gone into the
+    /// queue `deleted`.
+    pub const fn refresh(mut self, refresh: bool) -> Self {
+        self.refresh = refresh;
         self
     }
 
@@ -236,8 +244,14 @@ impl Backfill {
             let text = "no accounts given: use dids, dids_file or dids_queue, or set [source]";
             return Err(Error::Usage(text.to_owned()));
         }
-        let refilter = self.refilter;
-        let order = backfill::Backfill { settings, sources, refilter, json: true, quiet: true };
+        let order = backfill::Backfill {
+            settings,
+            sources,
+            refilter: self.refilter,
+            refresh: self.refresh,
+            json: true,
+            quiet: true,
+        };
         let sinks = Arc::new(Mutex::new(self.sinks));
         let beside = Beside { sinks, let_go: self.let_go, ..Beside::default() };
         Ok(Work { order, beside, events })
@@ -252,6 +266,7 @@ impl fmt::Debug for Backfill {
             .field("assignments", &self.assignments)
             .field("sources", &self.sources)
             .field("refilter", &self.refilter)
+            .field("refresh", &self.refresh)
             .field("sinks", &sinks)
             .field("let_go", &self.let_go)
             .finish()

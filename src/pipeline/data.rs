@@ -23,6 +23,7 @@ use crate::store::error::StoreError;
 use crate::store::follow::{self, NamedSink};
 use crate::store::journal::Journal;
 use crate::store::key_file;
+use crate::store::leaves::journal_labels;
 use crate::store::ledger_rows::Rows;
 use crate::store::listing::{ListingError, Staged};
 use crate::transform::Transformer;
@@ -40,6 +41,10 @@ pub struct Data {
     pub(super) journal: Arc<Mutex<Journal>>,
     pub(super) data_id: String,
     pub(super) positions: HashMap<String, Position>,
+    /// Last segment that was sealed before.
+    pub(super) recovered: u64,
+    /// Accounts are to be refreshed.
+    pub(super) is_refreshed: bool,
     pub(super) transformer: Arc<Transformer>,
     pub(super) sinks: Sinks,
 }
@@ -50,6 +55,13 @@ pub type Sinks = Arc<Mutex<Vec<NamedSink>>>;
 /// Done accounts that were exported under another filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OtherFilter {
+    /// How many.
+    pub accounts: u64,
+}
+
+/// Done accounts of whose newest revision no leaves were kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WithoutLeaves {
     /// How many.
     pub accounts: u64,
 }
@@ -76,7 +88,7 @@ impl Data {
         }
         let transformer = Transformer::new(&settings.filter).with_pseudonyms(names);
         let transformer = Arc::new(transformer);
-        let labels = transformer.queues().to_vec();
+        let labels = journal_labels(transformer.queues());
         let (folder, bytes) = (dir.join("journal"), settings.limits.journal);
         let journal = Journal::open(&folder, &data_id, labels, bytes, segment)?;
         rows.transaction(|rows| {
@@ -86,14 +98,25 @@ impl Data {
                 rows.apply_segment(segment.number, &revisions)?;
             }
             rows.forget_repeats(journal.forgotten())?;
-            rows.end_leases(&Event::ProcessDied)
+            rows.end_leases(&Event::ProcessDied)?;
+            rows.drop_refreshes_of_another_filter(transformer.filter_hash())
         })?;
         // The ledger knows what was sealed and has taken back its leases; queues follow later, now or at the next start.
         crash_point!(RecoveredBeforeLists);
-        let positions = rows.queue_positions()?;
+        let (positions, recovered) = (rows.queue_positions()?, journal.newest());
         let journal = Arc::new(Mutex::new(journal));
         let sinks = Sinks::default();
-        Ok(Self { dir, rows, journal, data_id, positions, transformer, sinks })
+        Ok(Self {
+            dir,
+            rows,
+            journal,
+            data_id,
+            positions,
+            recovered,
+            is_refreshed: false,
+            transformer,
+            sinks,
+        })
     }
 
     /// The pipeline's sinks beside the queues.
@@ -164,6 +187,32 @@ impl Data {
         let decisions = Decisions::make(&self.dir.join("spool"))?;
         self.rows.tell_decisions(decisions.clone())?;
         Ok(decisions)
+    }
+
+    /// Puts the listed done accounts on their way to be refreshed; gives how many there are. Those whose leaves were not kept are
+    /// exported again, whole, if `anew`; otherwise, if there are any, nothing is changed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn refresh(&mut self, anew: bool) -> Result<Result<u64, WithoutLeaves>, StoreError> {
+        let accounts = self.rows.done_without_leaves()?;
+        if accounts > 0 && !anew {
+            return Ok(Err(WithoutLeaves { accounts }));
+        }
+        self.is_refreshed = true;
+        if accounts > 0 {
+            self.rows.transaction(Rows::export_without_leaves_again)?;
+        }
+        let (mut after, mut count) = (0, 0);
+        loop {
+            let ids = self.rows.can_be_refreshed(after)?;
+            let Some(last) = ids.last() else { break };
+            after = *last;
+            count += self.rows.transaction(|rows| rows.refresh(&ids))?;
+            // Some accounts are on their way and nothing has begun: the same command takes the others too.
+            crash_point!(RefreshMarkedBeforeWork);
+        }
+        Ok(Ok(count))
     }
 
     /// The ledger's rows.

@@ -9,13 +9,15 @@ use crate::config::settings::Settings;
 use crate::domain::ledger::Event;
 use crate::pipeline::data::{Data, LEDGER_FILE};
 use crate::pipeline::forget;
-use crate::sink::sqlite::SqliteQueues;
+use crate::sink::leaves::LeavesFile;
+use crate::sink::sqlite::{SqliteQueues, file_name};
 use crate::store::apply::{Applier, Sink};
 use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
 use crate::store::follow::{Followers, Waiting};
 use crate::store::health::Health;
 use crate::store::journal::Journal;
+use crate::store::leaves::{DELETED_LABEL, LEAVES_LABEL};
 use crate::store::ledger::{Follower, Ledger};
 use crate::store::ledger_forget::Tombstones;
 use crate::store::ledger_rows::{Rows, RunCounts};
@@ -38,6 +40,8 @@ pub struct Disk {
     pub names: Option<Pseudonyms>,
     /// The directory, ours as long as this lives.
     pub dir: DataDir,
+    /// Last segment that an earlier process sealed.
+    pub recovered: u64,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -52,7 +56,10 @@ impl Disk {
         clock: &Clock,
         health: &Health,
     ) -> Result<Self, StoreError> {
-        let Data { dir, mut rows, journal, data_id, positions, transformer, sinks } = data;
+        let refreshes = settings.refresh.every.is_some() || data.is_refreshed;
+        let Data {
+            dir, mut rows, journal, data_id, positions, recovered, transformer, sinks, ..
+        } = data;
         let (segment, ledger_path) = (rows.segment()?, dir.join(LEDGER_FILE));
         forget::finish(&mut rows, &dir.join("queue"))?;
         let mut sinks = sinks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,11 +74,18 @@ impl Disk {
         }
         let (ledger, ledger_thread) = Ledger::start(rows, health.clone())?;
         let (rows_per_item, folder) = (settings.rows_per_item, dir.join("queue"));
+        // There is a queue for deletions once something was refreshed, or is to be.
+        let mut labels = labels.to_vec();
+        let is_there = folder.join(file_name(DELETED_LABEL)).exists();
+        labels.extend((refreshes || is_there).then(|| DELETED_LABEL.to_owned()));
+        let known = positions.get(LEAVES_LABEL).copied();
+        let leaves = LeavesFile::open(dir.path(), &data_id, known)?;
+        let clock_too = clock.clone();
         let queues =
-            SqliteQueues::open(&folder, &data_id, labels, rows_per_item, positions, clock.clone())?;
+            SqliteQueues::open(&folder, &data_id, &labels, rows_per_item, positions, clock_too)?;
         let tombstones = Tombstones::open(&ledger_path)?;
         let follower = Box::new(Follower::new(ledger.clone(), segment, tombstones));
-        let queues: Vec<Box<dyn Sink>> = vec![Box::new(queues)];
+        let queues: Vec<Box<dyn Sink>> = vec![Box::new(queues), Box::new(leaves)];
         let (beside, journal_too) = (followers.clone(), Arc::clone(&journal));
         let (applier, applier_thread) =
             Applier::start_beside(beside, journal_too, queues, follower, health.clone())?;
@@ -80,7 +94,7 @@ impl Disk {
         let mut threads = waiting.start(taken, &journal, &applier, health, clock)?;
         threads.extend([applier_thread, ledger_thread]);
         let names = transformer.pseudonyms().cloned();
-        Ok(Self { ledger, journal, applier, followers, names, threads, dir })
+        Ok(Self { ledger, journal, applier, followers, names, threads, dir, recovered })
     }
 
     /// Settles the queues, ends every lease and closes the ledger; gives what this process decided, to the last segment.

@@ -13,6 +13,7 @@ mod manner;
 pub mod parts;
 pub mod reach;
 pub mod recheck;
+pub mod refresh;
 pub mod sampler;
 mod turns;
 
@@ -44,7 +45,7 @@ use crate::store::follow::Followed;
 use crate::store::health::{Condition, Health};
 use crate::store::spool::SpoolPool;
 
-pub use data::{Data, OtherFilter};
+pub use data::{Data, OtherFilter, WithoutLeaves};
 pub use reach::Reach;
 
 use disk::Disk;
@@ -171,6 +172,7 @@ pub struct Pipeline {
     sampler: Sampler,
     may_begin: Arc<AtomicBool>,
     limits: Arc<watch::Sender<PlanLimits>>,
+    refresh_every: Arc<watch::Sender<Option<Duration>>>,
     filter_hash: String,
     rechecker: Rechecker,
 }
@@ -252,6 +254,7 @@ impl Pipeline {
             sampler,
             may_begin,
             limits: Arc::new(limits),
+            refresh_every: Arc::new(watch::Sender::new(settings.refresh.every)),
             filter_hash,
             rechecker,
         })
@@ -268,6 +271,7 @@ impl Pipeline {
             progress: self.progress.subscribe(),
             may_begin: Arc::clone(&self.may_begin),
             limits: Arc::clone(&self.limits),
+            refresh_every: Arc::clone(&self.refresh_every),
             spool: self.disk.dir.join("spool"),
             state_db: self.disk.dir.join(data::LEDGER_FILE),
             forgetter: Forgetter::new(&self.disk),

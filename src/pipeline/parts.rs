@@ -18,6 +18,7 @@ use crate::pipeline::data::LEDGER_FILE;
 use crate::pipeline::disk::Disk;
 use crate::pipeline::recheck::Rechecker;
 use crate::pipeline::{Budgets, Mailboxes, Surrounding, plan_limits};
+use crate::sink::leaves::LeavesReader;
 use crate::stages::messages::TurnDesk;
 use crate::stages::scheduler::Progress;
 use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
@@ -68,6 +69,13 @@ impl Parts<'_> {
             clock: self.surrounding.clock.clone(),
             probe: self.surrounding.probe.clone(),
             patience: self.surrounding.walk_patience,
+            leaves: parser::Leaves {
+                are_kept: self.settings.refresh.leaves,
+                reader: LeavesReader::new(self.disk.dir.path()),
+                applier: self.disk.applier.clone(),
+                recovered: self.disk.recovered,
+            },
+            health: self.health.clone(),
         });
         let arguments =
             parser::Arguments { mailbox: self.mailboxes.parser.clone(), tools, threads };

@@ -40,6 +40,7 @@ pub struct Reach {
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) may_begin: Arc<AtomicBool>,
     pub(super) limits: Arc<watch::Sender<PlanLimits>>,
+    pub(super) refresh_every: Arc<watch::Sender<Option<Duration>>>,
     pub(super) spool: PathBuf,
     pub(super) state_db: PathBuf,
     pub(super) filter_hash: String,
@@ -88,6 +89,21 @@ impl Reach {
     pub fn begin(&self) {
         self.may_begin.store(true, Ordering::Release);
         self.tell(Message::Relisted);
+    }
+
+    /// Whether work may have begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.may_begin.load(Ordering::Acquire)
+    }
+
+    /// Lets the scheduler look at every backlog anew.
+    pub(super) fn look_anew(&self) {
+        self.tell(Message::Relisted);
+    }
+
+    /// How often done accounts are refreshed from now on.
+    pub fn set_refresh_every(&self, every: Option<Duration>) {
+        self.refresh_every.send_replace(every);
     }
 
     /// New rates and limits.

@@ -25,6 +25,7 @@ use crate::pipeline::{Budgets, Mailboxes};
 use crate::sink::{pending, sqlite::file_name};
 use crate::stages::scheduler::{Message, Progress};
 use crate::store::journal::Journal;
+use crate::store::leaves::DELETED_LABEL;
 use crate::store::ledger_lists::{Counts, Reader};
 use crate::store::spool::SpoolPool;
 use crate::telemetry;
@@ -57,7 +58,7 @@ struct DiskFigures {
     journal: Arc<Mutex<Journal>>,
     ledger: PathBuf,
     queues: PathBuf,
-    /// Of every queue, the rejected one too.
+    /// Of every queue, those of rejections and deletions too.
     labels: Vec<String>,
     pending_at: Option<Instant>,
 }
@@ -76,7 +77,7 @@ impl Sampler {
             journal: Arc::clone(&parts.disk.journal),
             ledger: dir.join(LEDGER_FILE),
             queues: dir.join("queue"),
-            labels: labels.to_vec(),
+            labels: labels.iter().cloned().chain([DELETED_LABEL.to_owned()]).collect(),
             pending_at: None,
         };
         let sampler = Self {
@@ -183,7 +184,12 @@ impl DiskFigures {
         for (index, label) in self.labels.iter().enumerate() {
             let left = u32::try_from(self.labels.len() - index).unwrap_or(u32::MAX);
             let share = until.saturating_duration_since(clock.now()) / left;
-            let items = pending::count(&self.queues.join(file_name(label)), share, clock);
+            let path = self.queues.join(file_name(label));
+            // There is a queue of deletions once accounts are refreshed.
+            if label == DELETED_LABEL && !path.exists() {
+                continue;
+            }
+            let items = pending::count(&path, share, clock);
             telemetry::queue_pending(label, items);
         }
     }

@@ -3,12 +3,13 @@
 use crate::domain::account::Revision;
 use crate::sink::{Position, SegmentReader};
 use crate::store::error::StoreError;
+use crate::store::leaves::LEAVES_LABEL;
 use crate::store::segment::Placed;
 
 /// One queue item of a segment; its payload is read when it is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct SinkItem<'s> {
-    /// Label of its queue: `post`, `reply`, ..., `rejected`, or a configured type.
+    /// Label of its queue: `post`, `reply`, ..., `rejected`, a configured type, or of what a refresh found gone `deleted`.
     pub label: &'s str,
     /// The account, with everything that was proven of it.
     pub account: &'s Revision,
@@ -36,9 +37,12 @@ impl SegmentReader {
     /// Its items that a sink at `position` has not taken, in order.
     pub fn items_from(&self, position: Position) -> impl Iterator<Item = SinkItem<'_>> {
         let segment = self.number;
-        let last = self.items().last().map_or(0, |item| item.index);
+        // Leaves are no rows: they are skyfill's own, to compare the account's next revision with.
+        let label = self.table.labels.iter().position(|label| label == LEAVES_LABEL);
+        let has_rows = move |item: &Placed| Some(usize::from(item.entry.queue)) != label;
+        let last = self.items().filter(has_rows).last().map_or(0, |item| item.index);
         let is_due = move |item: &Placed| Position { segment, item: item.index } >= position;
-        self.items().filter(is_due).map(move |placed| SinkItem {
+        self.items().filter(has_rows).filter(is_due).map(move |placed| SinkItem {
             label: self
                 .table
                 .labels

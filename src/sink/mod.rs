@@ -107,6 +107,8 @@
 
 mod items;
 #[doc(hidden)]
+pub mod leaves;
+#[doc(hidden)]
 pub mod pending;
 #[doc(hidden)]
 pub mod sqlite;
@@ -167,7 +169,8 @@ pub struct Start {
     pub directory: String,
     /// Where the ledger says that the sink was when it last settled; of a new sink, the end of what was removed before it came.
     pub known: Position,
-    /// Labels of the queues, the rejected one last: the only ones that items of this run can have.
+    /// Labels of the queues, the rejected one last: the only ones that items of this run can have, beside `deleted` where
+    /// accounts are refreshed.
     pub labels: Vec<String>,
 }
 

@@ -19,6 +19,7 @@ use crate::crash_point;
 use crate::sink::sqlite_file::{QueueFile, Writing};
 use crate::store::apply::{Position, Sink};
 use crate::store::error::StoreError;
+use crate::store::leaves::LEAVES_LABEL;
 use crate::store::segment::{Placed, SegmentReader};
 
 /// Name of a queue file.
@@ -74,7 +75,7 @@ impl Sink for SqliteQueues {
         for (index, label) in segment.table.labels.iter().enumerate() {
             let is_mine = |item: &Placed| usize::from(item.entry.queue) == index;
             let items: Vec<Placed> = segment.items().filter(is_mine).collect();
-            if items.is_empty() {
+            if items.is_empty() || label == LEAVES_LABEL {
                 continue;
             }
             let (rows_per_item, created_at) = (self.rows_per_item, self.clock.wall_text());

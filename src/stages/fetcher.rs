@@ -5,6 +5,7 @@
 //! retries  what `net::answer` and `net::error` call transient or the host's fault; a cut or junk transfer
 //! gives up on what the host says it does not have, and on repositories larger than `limits.repo_bytes`; where its answer leaves
 //!          open why, `getRepoStatus` is asked too. The verdict stands only after the directory was asked afresh
+//! refresh  `latest` asks which revision there is first, and fetches only if it is newer than the one that is held
 //!
 //! The permit goes back when the transfer ends; what the host said is told as soon as its first byte is there, so that a
 //! circuit closes at once. A full disk is waited out with the socket left unread: the host sees backpressure, nobody is blamed.
@@ -14,6 +15,8 @@
 //! repository's blocks as they lie at that moment, so after a write in between the rest would belong to another tree.
 //! `since` is no resume either: a diff cannot be proven alone. What a break at 99% costs is one account's own retry: it waits for
 //! its delay on disk while its host's other accounts take their turns.
+
+mod latest;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -170,6 +173,10 @@ async fn fetch(
         let alive = ask_for_life(tools, &endpoint.url, permit).await;
         counted(asking, alive.as_ref().err());
         alive?;
+    }
+    if subject.refresh.is_some() {
+        latest::newer(tools, subject, &endpoint.url, permit).await?;
+        permit.also_asked();
     }
     let mut url = xrpc(&endpoint.url, "com.atproto.sync.getRepo");
     url.query_pairs_mut().append_pair("did", subject.did.as_str());

@@ -73,6 +73,10 @@ pub enum News {
     Dripped,
     /// Its revision lies in a sealed segment.
     Sealed,
+    /// Refreshed: its host has the revision that is held.
+    Unchanged,
+    /// Refreshed: what is newer cannot be compared, the leaves of what is held are not there.
+    WithoutLeaves,
 }
 
 /// The right to work on one DID.
@@ -244,6 +248,15 @@ pub struct Subject {
     pub edition: u32,
     /// Newest exported revision.
     pub last_rev: Option<String>,
+    /// It is refreshed: only what differs from that revision is exported.
+    pub refresh: Option<Refresh>,
+}
+
+/// What a refresh compares with, beside the revision itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    /// Leaves of that revision with a row in a queue; `None`: none were kept.
+    pub kept: Option<u64>,
 }
 
 /// A repository in hand: every block has the hash of its CID.

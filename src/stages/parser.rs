@@ -4,15 +4,16 @@
 //! gives    RowChunk       to the exporter, the last one with the proof
 //! retries  incomplete transfers, older revisions; wrong hash, tree, DID or signature once more with a fresh identity
 //! gives up on repositories that can never fit their budget
+//! refresh  a revision that is not the one held is compared with the leaves of that one; only what differs becomes rows
 //!
 //! Walks are CPU work: they run on threads of their own, one a core, never on the async workers. A worker actor a DID waits
 //! for the walk's memory and for a thread; if it is stopped, the walk sees its cancel flag within 1,024 records. A panic on a
 //! thread costs the DID in hand one attempt and leaves the thread alive; a walk that is silent for too long costs the same, and its
 //! thread is replaced: the memory it holds is lost until it returns.
 
-use std::collections::BTreeMap;
+mod output;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -24,21 +25,25 @@ use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
 use crate::actor::threads::{After, Threads};
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::clock::Clock;
-use crate::domain::account::Revision;
+use crate::domain::account::{Refreshed, Revision};
 use crate::domain::verdict::{Cause, Failure, Reason};
 use crate::limits::ROW_CHUNK_BYTES;
 use crate::repo::Source;
 use crate::repo::car::Framed;
 use crate::repo::error::RepoError;
 use crate::repo::pages::PAGES_BYTES;
-use crate::repo::walk::{Expected, Leaf, LeafBlock, Walk, index_bytes};
-use crate::stages::messages::{
-    Export, FetchedCar, News, Point, Probe, Proven, Refusal, RowChunk, Subject, Ticket,
-};
-use crate::store::budget::{Budget, Reservation};
-use crate::store::items::{Item, OpenItems};
+use crate::repo::walk::{Expected, Walk, index_bytes};
+use crate::sink::leaves::{LEAVES_FILE, LeavesError, LeavesReader, StoredParts};
+use crate::stages::messages::{FetchedCar, News, Point, Probe, Refusal, RowChunk, Subject, Ticket};
+use crate::store::apply::Applier;
+use crate::store::budget::Budget;
+use crate::store::error::StoreError;
+use crate::store::health::Health;
+use crate::store::leaves::Comparison;
 use crate::store::spool::SpooledCar;
-use crate::transform::{Origin, RecordBlock, RecordSource, Transformer, Verdict};
+use crate::transform::{Origin, Transformer};
+
+use self::output::{Output, words};
 
 /// Repositories in the mailbox for each thread: one in work, one that is ready when it ends.
 pub const CAPACITY_PER_THREAD: usize = 2;
@@ -46,12 +51,6 @@ pub const CAPACITY_PER_THREAD: usize = 2;
 /// A walk that wants more than this share of the walks budget has a lane of its own, so that two of them never wait for each
 /// other.
 const OVERSIZED_SHARE: u64 = 4;
-
-/// A row is at most this many times as long as its record: an empty byte string, one byte, becomes `{\"$bytes\": \"\"}, `.
-const ROW_BYTES_PER_RECORD_BYTE: usize = 20;
-
-/// Names, CID and DID around a record's own fields; a DID has at most 2 KiB and stands in a row twice.
-const ROW_BYTES_AROUND: usize = 8 << 10;
 
 /// A walk's pulse beats once for so many records: far more often than anybody looks, and too seldom to cost anything.
 const BEAT_EVERY_RECORDS: u64 = 256;
@@ -81,6 +80,29 @@ pub struct Tools {
     pub probe: Probe,
     /// A walk that is silent for this long hangs.
     pub patience: Duration,
+    /// What is kept of each revision.
+    pub leaves: Leaves,
+    /// Trouble with the disk.
+    pub health: Health,
+}
+
+/// What is kept of each revision, to compare the next one with.
+pub struct Leaves {
+    /// `refresh.leaves`.
+    pub are_kept: bool,
+    /// Where they are.
+    pub reader: LeavesReader,
+    /// Who brings them there.
+    pub applier: Applier,
+    /// The last segment that was sealed before this process: the ledger knows its accounts, the leaves file may not yet.
+    pub recovered: u64,
+}
+
+impl Leaves {
+    /// Waits until what an earlier process sealed has come to the leaves file.
+    async fn ready(&self) {
+        self.applier.applied(self.recovered).await;
+    }
 }
 
 /// What the stage is started with.
@@ -153,6 +175,9 @@ async fn walk_one(
     oversized: Arc<Semaphore>,
 ) {
     let unloaded = fetched.car.unloaded_bytes();
+    if fetched.subject.refresh.is_some() {
+        tools.leaves.ready().await;
+    }
     let pages = if unloaded == 0 { 0 } else { PAGES_BYTES };
     let bytes = index_bytes(fetched.framed.blocks) + pages;
     let is_oversized = bytes > tools.walks.limit() / OVERSIZED_SHARE;
@@ -185,7 +210,7 @@ async fn walk_one(
         let loaded = memory.as_ref().map_or(Ok(()), |_| car.load().map_err(Into::into));
         let after = match loaded {
             Ok(()) => run(&held, (&subject, car, &framed), &tools, &seen, &runtime),
-            Err(error) => held.end(|ticket| ticket.finish(Ended::Repo(error).news())),
+            Err(error) => held.end(|ticket| ticket.finish(Ended::Repo(error).news(&tools.health))),
         };
         // The worker may have been stopped meanwhile: then nobody listens.
         let _unheard = done.send(());
@@ -216,18 +241,8 @@ fn run(
     watched: &Watched,
     runtime: &Handle,
 ) -> After {
-    static NEXT_EXPORT: AtomicU64 = AtomicU64::new(1);
     tools.probe.pass(Point::Worker("parser", subject.did.as_str()));
-    let export = Export::new(NEXT_EXPORT.fetch_add(1, Ordering::AcqRel));
-    let output = Output {
-        tools,
-        runtime,
-        watched,
-        export,
-        sequence: 0,
-        open: OpenItems::new(tools.transformer.queues().len(), tools.rows_per_item),
-        reservation: None,
-    };
+    let output = Output::new(tools, runtime, watched);
     let (key, earlier_keys) = (Some(subject.identity.key.as_str()), &subject.identity.earlier_keys);
     let expected = Expected { did: Some(&subject.did), key, earlier_keys };
     let ended = Walk::open(&car, framed, &expected, &watched.is_cancelled)
@@ -236,7 +251,7 @@ fn run(
     drop(car);
     hold.end(|ticket| match ended {
         Ok((output, revision)) => output.finish(ticket, revision),
-        Err(ended) => ticket.finish(ended.news()),
+        Err(ended) => ticket.finish(ended.news(&tools.health)),
     })
 }
 
@@ -250,11 +265,37 @@ enum Ended {
     Refused(Refusal),
     /// The pipeline stops.
     Stopped,
+    /// It is the revision that is held.
+    Unchanged,
+    /// There is nothing to compare it with.
+    WithoutLeaves,
+    /// The leaves file cannot be read.
+    Disk(StoreError),
+}
+
+impl From<LeavesError> for Ended {
+    fn from(error: LeavesError) -> Self {
+        match error {
+            LeavesError::Store(error) => Self::Disk(error),
+            LeavesError::Gone => Self::WithoutLeaves,
+            LeavesError::Unreadable(error) => {
+                let path = std::path::PathBuf::from(LEAVES_FILE);
+                Self::Disk(StoreError::Damaged { path, what: error.to_string() })
+            }
+        }
+    }
 }
 
 impl Ended {
-    fn news(self) -> News {
+    fn news(self, health: &Health) -> News {
         match self {
+            Self::Unchanged => News::Unchanged,
+            Self::WithoutLeaves => News::WithoutLeaves,
+            // As with every failure of the disk the process ends, and nobody is blamed.
+            Self::Disk(error) => {
+                health.fail(error);
+                News::GivenBack
+            }
             Self::Repo(RepoError::Cancelled) | Self::Stopped => News::GivenBack,
             Self::Repo(error) => {
                 let (cause, last_error) = (error.cause(), error.last_error());
@@ -286,15 +327,28 @@ fn export_all<'o>(
     if let Some(held) = subject.last_rev.clone().filter(|held| rev < *held) {
         return Err(Ended::Stale { found: rev, held });
     }
-    let mut tally = Tally::new(&output.tools.transformer);
     let origin = output.tools.transformer.origin(subject.did.as_str(), &rev);
+    if subject.refresh.is_some() {
+        let previous_rev = subject.last_rev.clone().unwrap_or_default();
+        if previous_rev == rev {
+            return Err(Ended::Unchanged);
+        }
+        let comparison = held_leaves(output.tools, subject)?.ok_or(Ended::WithoutLeaves)?;
+        output.compare_with(Comparison::new(comparison), (origin.did(), &rev, &previous_rev));
+    }
     while let Some(leaf) = walk.next_leaf().map_err(Ended::Repo)? {
-        tally.leaves += 1;
-        if tally.leaves.is_multiple_of(BEAT_EVERY_RECORDS) {
+        output.tally.leaves += 1;
+        if output.tally.leaves.is_multiple_of(BEAT_EVERY_RECORDS) {
             output.watched.pulse.beat();
         }
-        output.take(&leaf, &origin, &mut tally)?;
+        output.take(&leaf, &origin)?;
     }
+    let previous_rev = output.end_comparison()?;
+    let transformer = &output.tools.transformer;
+    let refresh = previous_rev.map(|previous_rev| {
+        let queued = output.tally.queued(transformer);
+        Refreshed { previous_rev, queued }
+    });
     let revision = Revision {
         did: subject.did.to_string(),
         edition: subject.edition,
@@ -302,154 +356,27 @@ fn export_all<'o>(
         commit_cid,
         signed_by: commit.signed_by.unwrap_or_default(),
         repo_bytes,
-        leaves: tally.leaves,
-        exported: tally.exported(&output.tools.transformer),
-        skipped: words(&tally.skipped),
-        rejected: words(&tally.rejected),
-        filter: output.tools.transformer.filter_hash().to_owned(),
+        leaves: output.tally.leaves,
+        exported: output.tally.exported(transformer),
+        skipped: words(&output.tally.skipped),
+        rejected: words(&output.tally.rejected),
+        filter: transformer.filter_hash().to_owned(),
         shown_as: origin.shown_as(),
         proven_at_ms: output.tools.clock.wall_ms(),
         proven_by: env!("CARGO_PKG_VERSION").to_owned(),
+        kept: output.keeps_leaves.then_some(output.tally.kept),
+        refresh,
     };
     debug_assert!(revision.reconciles());
     Ok((output, revision))
 }
 
-/// Counts of one walk.
-struct Tally {
-    leaves: u64,
-    by_queue: Vec<u64>,
-    skipped: Vec<(&'static str, u64)>,
-    rejected: Vec<(&'static str, u64)>,
-}
-
-impl Tally {
-    fn new(transformer: &Transformer) -> Self {
-        let by_queue = vec![0; transformer.queues().len()];
-        Self { leaves: 0, by_queue, skipped: Vec::new(), rejected: Vec::new() }
-    }
-
-    /// Exported records by label; the rejected queue is counted by reason instead.
-    fn exported(&self, transformer: &Transformer) -> BTreeMap<String, u64> {
-        let labels = transformer.queues().iter().take(transformer.rejected_queue()).cloned();
-        labels.zip(self.by_queue.iter().copied()).filter(|(_, count)| *count > 0).collect()
-    }
-}
-
-fn count(words: &mut Vec<(&'static str, u64)>, word: &'static str) {
-    match words.iter_mut().find(|(known, _)| *known == word) {
-        Some((_, count)) => *count += 1,
-        None => words.push((word, 1)),
-    }
-}
-
-fn words(counts: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
-    counts.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
-}
-
-/// Rows on their way to the exporter.
-struct Output<'t> {
-    tools: &'t Tools,
-    runtime: &'t Handle,
-    watched: &'t Watched,
-    export: Arc<Export>,
-    sequence: u64,
-    open: OpenItems,
-    /// Memory of the open items, reserved before they grow.
-    reservation: Option<Reservation>,
-}
-
-impl Output<'_> {
-    fn take(&mut self, leaf: &Leaf<'_>, origin: &Origin, tally: &mut Tally) -> Result<(), Ended> {
-        let transformer = &self.tools.transformer;
-        let block = match leaf.block {
-            LeafBlock::Held(bytes) => RecordBlock::Held(bytes),
-            LeafBlock::TooLarge(bytes) => RecordBlock::TooLarge(bytes),
-        };
-        let source = RecordSource { origin, key: leaf.key, cid: leaf.cid, block };
-        let plan = transformer.read(&source);
-        let queue = match plan.verdict() {
-            Verdict::Skipped(word) => {
-                count(&mut tally.skipped, word);
-                return Ok(());
-            }
-            Verdict::Exported(queue) => {
-                tally.by_queue[queue] += 1;
-                queue
-            }
-            Verdict::Rejected(word) => {
-                count(&mut tally.rejected, word);
-                transformer.rejected_queue()
-            }
-        };
-        let record_bytes = if let LeafBlock::Held(bytes) = leaf.block { bytes.len() } else { 0 };
-        self.make_room(record_bytes)?;
-        if let Some(item) = self.open.push(queue, |out| plan.write(out)) {
-            self.send(vec![item], None)?;
-        }
-        while self.open.bytes() >= ROW_CHUNK_BYTES {
-            let Some(item) = self.open.take_largest() else { break };
-            self.send(vec![item], None)?;
-        }
-        Ok(())
-    }
-
-    /// Reserves memory for one more row. A row that does not fit beside the open ones gets its own: first everything open is
-    /// sent, so that nothing is held while its bytes are waited for.
-    fn make_room(&mut self, record_bytes: usize) -> Result<(), Ended> {
-        let longest = (record_bytes * ROW_BYTES_PER_RECORD_BYTE + ROW_BYTES_AROUND) as u64;
-        if self.open.bytes() as u64 + longest > CHUNK_RESERVED_BYTES {
-            while let Some(item) = self.open.take_largest() {
-                self.send(vec![item], None)?;
-            }
-        }
-        if longest <= CHUNK_RESERVED_BYTES {
-            return self.reserve(CHUNK_RESERVED_BYTES);
-        }
-        self.reservation = None;
-        // A row longer than its share is written all the same: it is one a thread, and rare.
-        self.reserve(longest.min(self.tools.rows.limit() / ROWS_SHARE))
-    }
-
-    fn reserve(&mut self, bytes: u64) -> Result<(), Ended> {
-        let held = self.reservation.as_ref().map_or(0, Reservation::bytes);
-        if held >= bytes {
-            return Ok(());
-        }
-        let (rows, cancel) = (&self.tools.rows, &self.watched.is_cancelled);
-        let take = || rows.blocking_take(bytes - held, self.runtime, cancel);
-        let more = self.watched.pulse.rest(take).ok_or(Ended::Stopped)?;
-        match &mut self.reservation {
-            Some(held) => held.merge(more),
-            None => self.reservation = Some(more),
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, items: Vec<Item>, end: Option<Proven>) -> Result<(), Ended> {
-        if let Some(refusal) = self.export.refused() {
-            return Err(Ended::Refused(refusal));
-        }
-        let bytes: usize = items.iter().map(|item| item.payload.capacity()).sum();
-        let reservation = self.reservation.as_mut().and_then(|held| held.split(bytes as u64));
-        let export = Arc::clone(&self.export);
-        let chunk = RowChunk { export, sequence: self.sequence, items, reservation, end };
-        self.sequence += 1;
-        let send = || self.runtime.block_on(self.tools.exporter.send(chunk)).is_ok();
-        if self.watched.pulse.rest(send) { Ok(()) } else { Err(Ended::Stopped) }
-    }
-
-    /// Sends what is left with the proof.
-    fn finish(mut self, mut ticket: Ticket, revision: Revision) {
-        if let Some(refusal) = self.export.refused() {
-            return ticket.finish(Ended::Refused(refusal).news());
-        }
-        let mut items = Vec::new();
-        while let Some(item) = self.open.take_largest() {
-            items.push(item);
-        }
-        ticket.leave();
-        // If the mailbox is closed, the ticket is dropped with the chunk and tells.
-        let _stopped = self.send(items, Some(Proven { ticket, revision }));
-    }
+/// The leaves of the revision that is held; `None` if they are not there.
+fn held_leaves(tools: &Tools, subject: &Subject) -> Result<Option<StoredParts>, Ended> {
+    let kept = subject.refresh.and_then(|refresh| refresh.kept);
+    let (Some(kept), Some(edition)) = (kept, subject.edition.checked_sub(1)) else {
+        return Ok(None);
+    };
+    let opened = tools.leaves.reader.open(subject.did.as_str(), edition, kept);
+    opened.map_err(Ended::Disk)
 }

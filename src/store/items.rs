@@ -1,13 +1,14 @@
-//! Open queue items: rows of one account become the payloads that readers see.
+//! Open queue items: rows of one account become the payloads that readers see, its leaves the parts that are kept of it.
 //!
 //! A payload is a JSON array. Rows are written straight into the buffer of their queue's open item, `,` between them; an
 //! item closes at `rows_per_item` rows, before it would exceed `limits::ITEM_BYTES_MAX`, or when its owner needs room.
 //! Nothing is serialised or copied again before the kernel takes it.
 
 use crate::limits::ITEM_BYTES_MAX;
+use crate::store::leaves::PART_BYTES;
 
 /// Room that a queue's next item begins with. Every queue of every parser thread has one, and none of it is asked for: seven
-/// queues and two threads hold less than 2 MiB so.
+/// queues and two threads hold about 2 MiB so.
 const NEXT_ITEM_BYTES: usize = 128 << 10;
 
 /// A finished queue item.
@@ -27,6 +28,8 @@ pub struct OpenItems {
     rows_per_item: u32,
     open: Vec<Item>,
     bytes: usize,
+    /// The one of leaves, which are no JSON.
+    leaves: Option<usize>,
 }
 
 impl OpenItems {
@@ -35,7 +38,26 @@ impl OpenItems {
     pub fn new(queues: usize, rows_per_item: u32) -> Self {
         let empty = |queue| Item { queue, records: 0, payload: Vec::new() };
         let queues = u16::try_from(queues).unwrap_or(u16::MAX);
-        Self { rows_per_item, open: (0..queues).map(empty).collect(), bytes: 0 }
+        Self { rows_per_item, open: (0..queues).map(empty).collect(), bytes: 0, leaves: None }
+    }
+
+    /// The items of index `leaves` are no JSON arrays: [`OpenItems::push_leaf`] writes them.
+    #[must_use]
+    pub fn with_leaves(mut self, leaves: usize) -> Self {
+        self.leaves = Some(leaves);
+        self
+    }
+
+    /// Appends the leaf that `write` appends to the buffer, which begins a part if it is told so; gives back the part that
+    /// became full, if one did.
+    pub fn push_leaf(&mut self, write: impl FnOnce(bool, &mut Vec<u8>)) -> Option<Item> {
+        let queue = self.leaves?;
+        let item = self.open.get_mut(queue)?;
+        let before = item.payload.len();
+        write(item.records == 0, &mut item.payload);
+        item.records += 1;
+        self.bytes += item.payload.len() - before;
+        if item.payload.len() >= PART_BYTES { self.close(queue) } else { None }
     }
 
     /// Bytes in all open items.
@@ -79,7 +101,9 @@ impl OpenItems {
         std::mem::swap(&mut full.payload, &mut item.payload);
         item.records = 0;
         self.bytes -= self.bytes.min(full.payload.len());
-        full.payload.push(b']');
+        if self.leaves != Some(queue) {
+            full.payload.push(b']');
+        }
         Some(full)
     }
 }
@@ -105,6 +129,24 @@ mod tests {
         assert_eq!(items.bytes(), 2);
         assert_eq!(items.take_largest().unwrap().payload, b"[9]");
         assert_eq!((items.take_largest(), items.bytes()), (None, 0));
+    }
+
+    #[test]
+    fn a_part_of_leaves_closes_at_its_size_and_the_next_one_begins_anew() {
+        let mut items = OpenItems::new(2, 2).with_leaves(1);
+        let leaf = |items: &mut OpenItems, bytes| {
+            items.push_leaf(|begins, out| out.extend(vec![u8::from(begins); bytes]))
+        };
+        assert_eq!(leaf(&mut items, 10), None);
+        assert_eq!(row(&mut items, 0, "1"), None);
+        assert_eq!(items.bytes(), 12);
+        let full = leaf(&mut items, PART_BYTES - 10).unwrap();
+        assert_eq!((full.queue, full.records, full.payload.len()), (1, 2, PART_BYTES));
+        assert_eq!(full.payload[..12], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
+        assert_eq!(leaf(&mut items, 3), None);
+        assert_eq!(items.take_largest().unwrap().payload, [1, 1, 1]);
+        assert_eq!(items.take_largest().unwrap().payload, b"[1]");
+        assert_eq!(items.bytes(), 0);
     }
 
     #[test]

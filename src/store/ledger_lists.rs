@@ -337,6 +337,18 @@ impl Reader {
         found.map_err(|error| self.failed(error))
     }
 
+    pub(super) fn rows<T>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached(sql).map_err(|error| self.failed(error))?;
+        let rows = statement.query_map(parameters, read).map_err(|error| self.failed(error))?;
+        rows.collect::<Result<_, _>>().map_err(|error| self.failed(error))
+    }
+
     pub(super) const fn connection(&self) -> &Connection {
         &self.connection
     }

@@ -28,7 +28,7 @@ impl Rows {
         let mut account = self.rules(id, rules.as_deref())?;
         let moment = Moment { now_ms: self.clock.wall_ms(), fraction: self.chance.fraction() };
         let before = Place { state: account.state, host, alone: account.runs_alone() };
-        let kind = Kind::from(&event);
+        let (kind, was_refreshing) = (Kind::from(&event), account.refreshing);
         let effect = account.apply(event, &self.policy, moment);
         let mut after = Place { state: account.state, host, alone: account.runs_alone() };
         if effect != Effect::Nothing {
@@ -47,6 +47,9 @@ impl Rows {
                 }
                 self.count(state_number(before.state), old_reason.as_deref(), -1);
                 self.count(state_number(after.state), reason_word(after.state), 1);
+            }
+            if was_refreshing && after.state == State::Done {
+                self.refresh_ended(id, kind, listed)?;
             }
             self.run[1].parked += u64::from(matches!(after.state, State::Parked(_)));
             self.tally.applied(kind, effect, after.state);
@@ -119,7 +122,8 @@ impl Rows {
                 self.sums.add(revision, 1);
             }
             self.run[1].done += 1;
-            self.run[1].records += revision.exported_total();
+            self.run[1].records += revision.queued_total();
+            self.run[1].refresh.exported(revision);
             self.run[1].repo_bytes += revision.repo_bytes;
             self.tally.exported(revision);
             let text = serde_json::to_string(revision).unwrap_or_default();

@@ -22,6 +22,7 @@ use crate::seed::Chance;
 use crate::store::apply::Position;
 use crate::store::decisions::DecisionLog;
 use crate::store::error::StoreError;
+use crate::store::ledger_refresh::RefreshCounts;
 use crate::store::ledger_schema;
 use crate::store::ledger_sums::Changes;
 use crate::store::tally::Tally;
@@ -117,6 +118,17 @@ pub struct RunCounts {
     /// Bytes of the repositories that were exported.
     #[serde(skip)]
     pub repo_bytes: u64,
+    /// What came of refreshes.
+    #[serde(skip)]
+    pub refresh: RefreshCounts,
+}
+
+impl RunCounts {
+    /// Accounts that were brought to an end, one way or another.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.done + self.parked + self.refresh.ended()
+    }
 }
 
 impl Rows {

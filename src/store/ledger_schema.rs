@@ -45,12 +45,14 @@ pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreEr
 }
 
 /// What came later and changes nothing of the above: the rows of a list on its way in, the accounts of segments that earlier segments
-/// brought already, done accounts by their filter, forgotten ones by their name, those whose rows are still being taken back, and how
-/// accounts stood when they were last asked for.
+/// brought already, when accounts were refreshed, done accounts by their filter, those that are to be exported or compared once more,
+/// forgotten ones by their name, those whose rows are still being taken back, and how accounts stood when they were last asked for.
 const LATER: &str = "
     CREATE TABLE IF NOT EXISTS repeats (segment INTEGER, account INTEGER, PRIMARY KEY (segment, account)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY);
     CREATE INDEX IF NOT EXISTS by_filter ON accounts (filter, id) WHERE state = 5;
+    CREATE TABLE IF NOT EXISTS refreshed (id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL);
+    CREATE INDEX IF NOT EXISTS by_earlier_export ON accounts (filter, id) WHERE state < 5 AND filter IS NOT NULL;
     CREATE INDEX IF NOT EXISTS by_forgotten ON accounts (did) WHERE state = 7;
     CREATE TABLE IF NOT EXISTS forgetting (id INTEGER, name TEXT, PRIMARY KEY (id, name)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS standing (

@@ -29,6 +29,8 @@ pub struct Leased {
     pub edition: u32,
     /// Its newest exported revision.
     pub rev: Option<String>,
+    /// It is refreshed, and so many leaves of that revision were kept, if any were.
+    pub refresh: Option<Option<u64>>,
     /// Its earlier signing keys are wanted too.
     pub wants_earlier_keys: bool,
 }
@@ -265,8 +267,9 @@ impl Rows {
         let (did, edition, rev, rules) = row;
         let account = self.rules(id, rules.as_deref())?;
         let wants_earlier_keys = account.wants_earlier_keys();
+        let refresh = if account.refreshing && is_fetch { Some(self.kept(id)?) } else { None };
         let identity = account.identity.filter(|_| is_fetch);
-        Ok(Some(Leased { id, did, identity, edition, rev, wants_earlier_keys }))
+        Ok(Some(Leased { id, did, identity, edition, rev, refresh, wants_earlier_keys }))
     }
 
     /// Applies `event` to all that was leased: [`Event::ProcessDied`] after a crash, [`Event::GivenBack`] at a clean end.

@@ -30,6 +30,7 @@ pub mod ledger_forget;
 pub mod ledger_listing;
 pub mod ledger_lists;
 mod ledger_moves;
+pub mod ledger_refresh;
 pub mod ledger_rows;
 pub mod ledger_runs;
 pub mod ledger_schema;

@@ -213,21 +213,31 @@ impl SegmentReader {
         placed.filter(|item| !self.is_passed_over(item.account))
     }
 
-    /// Reads an item's payload into `buffer` and checks it.
+    /// Reads an item's payload, which is text, into `buffer` and checks it.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] with its place.
     pub fn read<'b>(&self, item: &Placed, buffer: &'b mut Vec<u8>) -> Result<&'b str, StoreError> {
-        let damaged = || {
-            let what = format!("item {} at byte {} has a wrong checksum", item.index, item.offset);
-            StoreError::Damaged { path: self.path.clone(), what }
-        };
+        self.read_bytes(item, buffer)?;
+        simdutf8::basic::from_utf8(buffer).map_err(|_| self.damaged(item))
+    }
+
+    fn damaged(&self, item: &Placed) -> StoreError {
+        let what = format!("item {} at byte {} has a wrong checksum", item.index, item.offset);
+        StoreError::Damaged { path: self.path.clone(), what }
+    }
+
+    /// Reads an item's payload, whatever it is, into `buffer` and checks it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] with its place.
+    pub fn read_bytes(&self, item: &Placed, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
         buffer.resize(item.entry.bytes as usize, 0);
         let read = self.file.read_exact_at(buffer, item.offset);
         read.map_err(|error| StoreError::io(&self.path, error))?;
         if crc32c::crc32c(buffer) != item.entry.crc {
-            return Err(damaged());
+            return Err(self.damaged(item));
         }
-        simdutf8::basic::from_utf8(buffer).map_err(|_| damaged())
+        Ok(())
     }
 }

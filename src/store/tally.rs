@@ -7,6 +7,8 @@ use crate::domain::account::Revision;
 use crate::domain::ledger::{Effect, Event, State};
 use crate::domain::ledger_event::Told;
 use crate::domain::verdict::LastError;
+use crate::store::leaves::DELETED_LABEL;
+use crate::store::ledger_refresh::RefreshCounts;
 use crate::telemetry;
 
 /// What an event is, as far as figures care.
@@ -18,6 +20,14 @@ pub enum Kind {
     Failed(Option<LastError>),
     /// A worker crashed.
     Crashed,
+    /// A revision was exported.
+    Exported,
+    /// A refresh ended with the revision that was held.
+    Unchanged,
+    /// A refresh found no leaves to compare with.
+    WithoutLeaves,
+    /// A refresh is not gone on with.
+    RefreshDropped,
     /// Anything else.
     Other,
 }
@@ -28,6 +38,10 @@ impl From<&Event> for Kind {
             Event::Resolved(_) | Event::Told(Told { identity: Some(_), .. }) => Self::Resolved,
             Event::Failed { failure, .. } => Self::Failed(failure.last_error),
             Event::Lost { crashed: true } => Self::Crashed,
+            Event::Exported => Self::Exported,
+            Event::Unchanged => Self::Unchanged,
+            Event::WithoutLeaves => Self::WithoutLeaves,
+            Event::RefreshDropped => Self::RefreshDropped,
             _ => Self::Other,
         }
     }
@@ -41,20 +55,27 @@ pub struct Tally {
     rejected: BTreeMap<String, u64>,
     repo_bytes: u64,
     retried: BTreeMap<&'static str, u64>,
+    refresh: RefreshCounts,
     has_progressed: bool,
 }
 
 impl Tally {
     /// An event led to `effect`, which is not nothing, and to `state`.
     pub fn applied(&mut self, kind: Kind, effect: Effect, state: State) {
-        let is_parked = matches!(state, State::Parked(_));
+        let is_over = state.is_decided();
         self.has_progressed |= kind == Kind::Resolved || effect == Effect::Decided;
         let error = match kind {
-            Kind::Failed(error) if !is_parked => error.map(LastError::as_str),
-            Kind::Crashed if !is_parked => None,
+            Kind::Failed(error) if !is_over => error.map(LastError::as_str),
+            Kind::Crashed if !is_over => None,
             _ => return,
         };
         *self.retried.entry(error.unwrap_or(telemetry::OTHER_ERROR)).or_default() += 1;
+    }
+
+    /// A refresh ended.
+    pub fn refreshed(&mut self, kind: Kind) {
+        self.refresh.count(kind);
+        self.has_progressed = true;
     }
 
     /// A revision was exported.
@@ -64,9 +85,19 @@ impl Tally {
                 *into.entry(word.clone()).or_default() += count;
             }
         };
-        add(&mut self.exported, &revision.exported);
-        add(&mut self.skipped, &revision.skipped);
-        add(&mut self.rejected, &revision.rejected);
+        match &revision.refresh {
+            None => {
+                add(&mut self.exported, &revision.exported);
+                add(&mut self.skipped, &revision.skipped);
+                add(&mut self.rejected, &revision.rejected);
+            }
+            // What was counted with an earlier revision is not counted again.
+            Some(refresh) => {
+                let written = |label: &String| (label.clone(), refresh.queued(label));
+                add(&mut self.exported, &revision.exported.keys().map(written).collect());
+                self.refresh.deleted += refresh.queued(DELETED_LABEL);
+            }
+        }
         self.repo_bytes += revision.repo_bytes;
         self.has_progressed = true;
     }
@@ -78,6 +109,7 @@ impl Tally {
         told.skipped.iter().for_each(|(reason, count)| telemetry::skipped(reason, *count));
         told.rejected.iter().for_each(|(reason, count)| telemetry::rejected(reason, *count));
         told.retried.iter().for_each(|(error, count)| telemetry::retried(error, *count));
+        told.refresh.tell();
         if told.repo_bytes > 0 {
             telemetry::exported_bytes(told.repo_bytes);
         }

@@ -8,6 +8,7 @@
 //! writes. `edge` is a short way for the most usual records; it gives what `fields` and `row` would. With pseudonyms every record
 //! goes the whole way, and `row` replaces DIDs while it writes.
 
+mod deleted;
 mod edge;
 mod fields;
 mod json;
@@ -30,6 +31,8 @@ use crate::transform::fields::{Fields, Subject};
 use crate::transform::json::escape;
 use crate::transform::pseudonym::Pseudonyms;
 
+pub use deleted::Deletions;
+
 /// Label of the queue for rejected records.
 pub const REJECTED_LABEL: &str = "rejected";
 
@@ -46,6 +49,12 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// What rows call the account: its DID, or the pseudonym for it.
+    #[must_use]
+    pub fn did(&self) -> &str {
+        &self.did
+    }
+
     /// Records of `did` in the commit `rev`.
     #[must_use]
     pub fn new(did: &str, rev: &str) -> Self {

@@ -91,7 +91,8 @@ pub fn run_inside(bench: &Bench, roots: Vec<CertificateDer<'static>>, bound_seco
     let settings = file::load(None, &assignments, Mode::Backfill).unwrap().settings;
     let dids = bench.network.world().dids();
     let sources = vec![ListSource::Inline { name: "test".to_owned(), dids }];
-    let order = Backfill { settings, sources, refilter: false, json: true, quiet: true };
+    let order =
+        Backfill { settings, sources, refilter: false, refresh: false, json: true, quiet: true };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let mut out = Vec::new();
     let code = runtime.block_on(async {

@@ -153,6 +153,7 @@ impl Memory {
             identity,
             edition: 0,
             rev: None,
+            refresh: None,
             wants_earlier_keys: false,
         })
     }

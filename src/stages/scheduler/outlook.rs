@@ -139,7 +139,7 @@ impl Plan {
             found: self.seen.found,
             directory,
             hosts,
-            decided: self.seen.sealed + self.run.parked,
+            decided: self.seen.sealed + self.run.parked + self.run.refresh.ended(),
             is_crowded: crowded * 2 > asked,
             due_in,
         }

@@ -18,7 +18,7 @@ use crate::domain::ledger::{Event, State, millis};
 use crate::domain::verdict::{Cause, Failure, LastError, Reason};
 use crate::net::pace::Turn;
 use crate::seed::Chance;
-use crate::stages::messages::{News, Paced, PermitNews, Subject};
+use crate::stages::messages::{News, Paced, PermitNews, Refresh, Subject};
 use crate::store::ledger_lists::Counts;
 use crate::store::ledger_rows::{Applied, RunCounts};
 use crate::store::ledger_work::{Batch, Batched, HostRow, Leased};
@@ -112,6 +112,8 @@ impl Plan {
                     Some(flight.failed(failure, usable_ms))
                 }
                 News::TooLargeForNow => Some(Event::TooLargeForNow),
+                News::Unchanged => Some(Event::Unchanged),
+                News::WithoutLeaves => Some(Event::WithoutLeaves),
                 News::NotBefore(wait) => {
                     let wait = wait + self.chance.up_to(ELSEWHERE_SPREAD);
                     Some(Event::NotBefore(now.wall_ms.saturating_add(millis(wait).max(1))))
@@ -387,7 +389,9 @@ impl Plan {
         if ask_server {
             self.hosts.spend(host, now.at);
         }
-        let subject = Subject { did, identity, edition: leased.edition, last_rev: leased.rev };
+        let Leased { edition, rev: last_rev, refresh, .. } = leased;
+        let refresh = refresh.map(|kept| Refresh { kept });
+        let subject = Subject { did, identity, edition, last_rev, refresh };
         Some(Dispatch::Fetch { id, subject, host, ask_server })
     }
 
@@ -477,6 +481,7 @@ mod tests {
             identity: Some(identity),
             edition: 0,
             rev: None,
+            refresh: None,
             wants_earlier_keys: false,
         }
     }

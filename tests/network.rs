@@ -530,3 +530,134 @@ fn with_rate_limits_on_and_the_directorys_own_export_it_finishes_without_a_singl
     }
     assert!(answered(&after, "b", "200") > answered(&before, "b", "200"));
 }
+
+/// Leaves of an account with a row, by key: CID, queue, row.
+fn leaves(account: &Account) -> BTreeMap<&str, (&str, &str, Value)> {
+    let with_rows = account.records.iter().filter_map(|record| {
+        let written = record.row.as_ref()?;
+        let mut row = written.clone();
+        row.insert("rev".to_owned(), json!(account.rev));
+        let (cid, queue) = (written["cid"].as_str()?, record.queue.as_deref()?);
+        Some((record.key.as_str(), (cid, queue, Value::Object(row))))
+    });
+    with_rows.collect()
+}
+
+/// What a refresh must bring: rows of leaves that were not there before, and who is gone, as (queue, URI, revision before and after).
+fn difference(before: &Account, after: &Account) -> (Vec<(String, Value)>, Vec<Value>) {
+    let (then, now) = (leaves(before), leaves(after));
+    let is_same = |key: &str, (cid, queue, _): &(&str, &str, Value)| {
+        then.get(key).is_some_and(|(had, was, _)| had == cid && was == queue)
+    };
+    let new = now.iter().filter(|(key, leaf)| !is_same(key, leaf));
+    let new = new.map(|(_, (_, queue, row))| ((*queue).to_owned(), row.clone())).collect();
+    let is_exported =
+        |leaf: Option<&(&str, &str, Value)>| leaf.is_some_and(|(_, queue, _)| *queue != "rejected");
+    let gone =
+        then.iter().filter(|(key, leaf)| is_exported(Some(leaf)) && !is_exported(now.get(*key)));
+    let deletion = |key: &str, queue: &str| {
+        let uri = format!("at://{}/{key}", before.did);
+        json!({"record_type": queue, "did": before.did, "uri": uri, "rev": after.rev, "previous_rev": before.rev})
+    };
+    (new, gone.map(|(key, (_, queue, _))| deletion(key, queue)).collect())
+}
+
+/// Every row of a queue as text, in order.
+fn texts(data: &Path, queue: &str) -> Vec<String> {
+    let rows = items(data, queue)
+        .into_iter()
+        .flat_map(|(payload, ..)| serde_json::from_str::<Vec<Value>>(&payload).unwrap());
+    let mut texts: Vec<String> = rows
+        .map(|mut row| {
+            if let Some(row) = row.as_object_mut() {
+                row.remove("detail");
+                // Its form is looked at apart from what the difference says.
+                let stamp = row.remove("synctimestamp").filter(|_| queue != "deleted");
+                row.extend(stamp.map(|stamp| ("synctimestamp".to_owned(), stamp)));
+            }
+            sorted_text(&row)
+        })
+        .collect();
+    texts.sort();
+    texts
+}
+
+fn sorted_text(row: &Value) -> String {
+    sorted(row).to_string()
+}
+
+/// The same with the keys of every object in order.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let fields: BTreeMap<&String, Value> =
+                map.iter().map(|(name, value)| (name, sorted(value))).collect();
+            fields.into_iter().map(|(name, value)| (name.clone(), value)).collect()
+        }
+        Value::Array(items) => items.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn a_refresh_after_200_random_edits_gives_exactly_those() {
+    let network = Network::shared();
+    let mut seeded = network.turn();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let before = seeded.clone();
+    let done: Vec<&Account> = before.accounts.iter().filter(|account| account.is_done()).collect();
+    backfill(&before, &data, &done, &[], 0);
+    let held: BTreeMap<&str, Vec<String>> =
+        QUEUES.iter().map(|queue| (*queue, texts(&data, queue))).collect();
+    let summary = backfill(&before, &data, &done, &["--refresh"], 0);
+    assert_eq!(summary["refresh"]["unchanged"], json!(done.len()), "{summary}");
+
+    *seeded = network.edit();
+    let mut expected = held;
+    let (mut deleted, mut changed, mut new) = (Vec::new(), 0, 0_u64);
+    for account in &done {
+        let after = seeded.accounts.iter().find(|it| it.did == account.did).unwrap();
+        changed += u64::from(after.rev != account.rev);
+        let (rows, gone) = difference(account, after);
+        new += rows.iter().filter(|(queue, _)| queue != "rejected").count() as u64;
+        for (queue, row) in rows {
+            expected.get_mut(queue.as_str()).unwrap().push(sorted_text(&row));
+        }
+        deleted.extend(gone.iter().map(sorted_text));
+    }
+    let summary = backfill(&seeded, &data, &done, &["--refresh"], 0);
+    let refresh = &summary["refresh"];
+    println!(
+        "{changed} accounts changed, {new} records new or changed, {} deleted: {refresh}",
+        deleted.len()
+    );
+    assert!(new > 40 && deleted.len() > 30 && changed > 5, "hardly anything was edited");
+    for (queue, mut rows) in expected {
+        rows.sort();
+        let found = texts(&data, queue);
+        let missing: Vec<&String> = rows.iter().filter(|row| !found.contains(row)).collect();
+        let strange: Vec<&String> = found.iter().filter(|row| !rows.contains(row)).collect();
+        assert!(rows == found, "{queue}: missing {missing:#?}, not expected {strange:#?}");
+    }
+    deleted.sort();
+    assert_eq!(deleted, texts(&data, "deleted"));
+    for (payload, metadata, ..) in items(&data, "deleted") {
+        let (payload, metadata): (Vec<Value>, Value) =
+            (serde_json::from_str(&payload).unwrap(), serde_json::from_str(&metadata).unwrap());
+        for row in payload {
+            assert_eq!((&metadata["did"], &metadata["rev"]), (&row["did"], &row["rev"]));
+            assert_eq!(row["synctimestamp"].as_str().map(str::len), Some(19));
+        }
+    }
+    let counts = [("changed", changed), ("records", new), ("deleted", deleted.len() as u64)];
+    for (name, count) in counts {
+        assert_eq!(refresh[name], json!(count), "{name}");
+    }
+    assert_eq!(refresh["unchanged"], json!(done.len() as u64 - changed));
+    skyfill(&["verify", "--data-dir", data.to_str().unwrap()]).exits_with(0);
+    // A second time there is nothing left to bring.
+    let again = backfill(&seeded, &data, &done, &["--refresh"], 0);
+    assert_eq!(again["refresh"]["unchanged"], json!(done.len()));
+    assert_eq!(deleted, texts(&data, "deleted"));
+}

@@ -26,12 +26,13 @@ use support::judge::{queue_path, queue_records};
 use support::network::{Network, Standing};
 use support::oracle::{DETAIL, Options, Outcome, REJECTED, outcome};
 use support::pds::Manners;
-use support::proc::{Finished, Skyfill};
+use support::proc::{Finished, Running, Signal, Skyfill};
 use support::time::stamp;
 use support::world::{Records, Shape, World, WorldAccount};
 
 const PATIENCE: Duration = Duration::from_secs(100);
 const DELETED: &str = "deleted";
+const GET_LATEST: &str = "com.atproto.sync.getLatestCommit";
 
 fn skyfill() -> Skyfill {
     Skyfill::new(env!("CARGO_BIN_EXE_skyfill"))
@@ -548,4 +549,157 @@ fn random_kills_in_a_refresh_lose_nothing_and_double_nothing() {
         "{killed} kills over {directories} directories: {} rows, none lost, none doubled; seed {seed}",
         demanded.count(|_| true)
     );
+}
+
+/// A daemon over a scene's accounts, by a configuration that can be changed.
+struct Daemon {
+    config: PathBuf,
+    base: String,
+}
+
+impl Daemon {
+    fn new(scene: &Scene, data: &Path) -> Self {
+        let base = format!(
+            "data_dir = {data:?}\nsource.dids = {:?}\nidentity.plc_url = {:?}\nidentity.requests_per_second = 1000\n\
+             network.allow = [\"127.0.0.0/8\"]\nfetch.host_requests_per_second = 1000\nlimits.disk_free = \"0B\"\nmetrics.listen = \"\"\n",
+            scene.world().dids(),
+            scene.network.flags()[1]
+        );
+        Self { config: scene.data("skyfill.toml"), base }
+    }
+
+    fn configure(&self, every: &str) {
+        std::fs::write(&self.config, format!("{}refresh.every = \"{every}\"\n", self.base))
+            .unwrap();
+    }
+
+    fn start(&self) -> Running {
+        skyfill().spawn(&["run", "--config", self.config.to_str().unwrap()])
+    }
+
+    /// Asks for the status until it `is_so`.
+    fn until(&self, running: &Running, is_so: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let asked = ["status", "--json", "--config", self.config.to_str().unwrap()];
+            let status = skyfill().run(&asked, PATIENCE).expect_code(0).json();
+            if is_so(&status) {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{status}\n{}", running.stderr());
+            assert!(running.wait(Duration::from_millis(20)).is_none(), "{}", running.stderr());
+        }
+    }
+
+    fn stop(running: Running) {
+        assert!(running.signal(Signal::TERM));
+        running.finish(PATIENCE).expect_code(0);
+    }
+}
+
+#[test]
+fn the_daemon_refreshes_what_is_due_and_restarts_and_reloads_keep_to_the_schedule() {
+    let shape = Shape { seed: 77, accounts: 6, hosts: 2, records: Records::Fixed(40), odd: true };
+    let scene = Scene::new(&shape, &[]);
+    let data = scene.data("data");
+    let daemon = Daemon::new(&scene, &data);
+    daemon.configure("1h");
+    let running = daemon.start();
+    assert!(running.wait_for("working: 6 accounts listed", PATIENCE), "{}", running.stderr());
+    daemon.until(&running, |status| status["accounts"]["done"] == json!(6));
+    Daemon::stop(running);
+    assert!(
+        queue_path(&data, DELETED).exists(),
+        "readers can open it before there is anything in it"
+    );
+    // After a restart the hour is not over, and nobody is asked for anything.
+    (0..6).for_each(|index| {
+        scene.network.advance(index);
+    });
+    let running = daemon.start();
+    assert!(running.wait_for("working: 6 accounts listed", PATIENCE), "{}", running.stderr());
+    let latest = || {
+        let dids = scene.world().dids();
+        let asked = |host: &support::pds::Pds, did: &str| host.log().count(GET_LATEST, did);
+        let hosts = &scene.network.hosts;
+        dids.iter().flat_map(|did| hosts.iter().map(move |host| asked(host, did))).sum::<usize>()
+    };
+    assert!(running.wait(Duration::from_millis(1_200)).is_none());
+    assert_eq!(latest(), 0);
+    // A reload brings the schedule forward, in force at once.
+    daemon.configure("1s");
+    assert!(running.signal(Signal::HUP));
+    let status = daemon.until(&running, |status| status["refresh"]["changed"] == json!(6));
+    assert!(latest() >= 6);
+    assert!(running.stderr().contains("accounts are due to be refreshed"));
+    assert_eq!(status["refresh"]["failed"], json!(0));
+    // It goes on: what has not changed is asked for again, a second later.
+    daemon.until(&running, |status| status["refresh"]["unchanged"].as_u64() >= Some(12));
+    Daemon::stop(running);
+    scene.assert_holds(&data, &scene.demanded(&vec![vec![0, 1]; 6]));
+    daemon.configure("1s");
+    let blind = skyfill().run(
+        &[
+            "check",
+            "--no-environment",
+            "--set",
+            "refresh.leaves=false",
+            "--config",
+            daemon.config.to_str().unwrap(),
+        ],
+        PATIENCE,
+    );
+    assert!(
+        blind.stdout.contains("refresh.leaves") || blind.stderr.contains("refresh.leaves"),
+        "{blind:#?}"
+    );
+    assert_eq!(blind.code, Some(78));
+}
+
+#[test]
+fn a_large_account_is_compared_part_by_part_and_a_crash_in_its_middle_changes_nothing() {
+    // 25,000 leaves are five parts; `SKYFILL_LONG` makes it 300,000.
+    let records = if number_from("SKYFILL_LONG", 0) > 0 { 300_000 } else { 25_000 };
+    let shape =
+        Shape { seed: 78, accounts: 1, hosts: 1, records: Records::Fixed(records), odd: false };
+    let scene = Scene::new(
+        &shape,
+        &["--set", "fetch.first_byte_timeout=3m", "--set", "limits.memory=64MiB"],
+    );
+    let exported = scene.data("exported");
+    scene.run(&exported, &[]).expect_code(0);
+    let parts = rusqlite::Connection::open(exported.join("leaves.db")).unwrap();
+    let count = |of: &str| parts.query_row(of, [], |row| row.get::<_, i64>(0)).unwrap();
+    let (leaves, bytes) = (
+        count("SELECT sum(records) FROM parts"),
+        count("SELECT sum(octet_length(bytes)) FROM parts"),
+    );
+    assert!(count("SELECT count(*) FROM parts") >= 4 && leaves > 20_000, "{leaves} leaves");
+    println!("{leaves} leaves, {:.1} bytes each", bytes as f64 / leaves as f64);
+    assert!(bytes < leaves * 24);
+    drop(parts);
+    for _ in 0..1_500 {
+        scene.network.advance(0);
+    }
+    scene.network.warm();
+    let demanded = scene.demanded(&[vec![0, 1_500]]);
+    assert!(demanded.count(|label| label == DELETED) > 1_000);
+    let points: &[&str] = match cfg!(debug_assertions) {
+        true => &["", "SegmentSealedBeforeApply:1", "LeavesCommitted:1", "QueueCommitted:2"],
+        false => &[""],
+    };
+    in_parallel(points, 2, |point| {
+        let data = scene.data(&format!("large-{}", point.replace(':', "-")));
+        copy(&exported, &data);
+        if !point.is_empty() {
+            let arguments = scene.arguments(&data, &["--refresh"]);
+            let crashed = skyfill().env("SKYFILL_CRASH_AT", point).run(&arguments, PATIENCE);
+            assert_eq!(crashed.signal, Some(6), "{point} never fired: {crashed:#?}");
+        }
+        let finished = scene.run(&data, &["--refresh"]).expect_code(0);
+        scene.assert_holds(&data, &demanded);
+        let peak = finished.usage.anonymous_peak_bytes >> 20;
+        println!("{point:26} {peak} MiB anonymous at most");
+        assert!(peak < 128, "{peak} MiB, limits.memory and the base are 128");
+    });
 }

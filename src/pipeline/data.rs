@@ -103,7 +103,8 @@ impl Data {
         })?;
         // The ledger knows what was sealed and has taken back its leases; queues follow later, now or at the next start.
         crash_point!(RecoveredBeforeLists);
-        let (positions, recovered) = (rows.queue_positions()?, journal.newest());
+        let positions = rows.queue_positions()?;
+        let recovered = journal.newest();
         let journal = Arc::new(Mutex::new(journal));
         let sinks = Sinks::default();
         Ok(Self {

@@ -2,6 +2,7 @@
 //
 //   OUT=net.json node net.mjs     prints one line of JSON when net.json is complete; stops on TERM, INT, HUP
 //   `move` on stdin               moves x-moving, so far deactivated, to the other host; net.json and one line follow again
+//   `edit` on stdin               200 random edits through the accounts' own API; net.json and one line follow again
 //   `count` on stdin              writes net.json anew: what was answered and asked for so far
 //   EXIT_ON_EOF=1                 stops also when stdin closes, so that no test can leave it behind
 //   DATA_DIR=folder               where the servers keep their files; they are removed at the end
@@ -14,7 +15,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import readline from 'node:readline'
 import { WINDOW, expectation } from './expect.mjs'
-import { POST, dated, edges, likes, posts, shaped } from './records.mjs'
+import { POST, dated, edges, edited, fresh, likes, posts, shaped } from './records.mjs'
 import { Host, startDirectory } from './servers.mjs'
 
 const OUT = process.env.OUT ?? path.join(import.meta.dirname, 'net.json')
@@ -23,6 +24,8 @@ const SCALE = 40
 // More rows of one type than a queue item holds by default (1,000).
 const MANY = 1_150
 const PNG = Buffer.from('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==', 'base64')
+// Edits of one `edit`.
+const EDITS = 200
 // An applyWrites call takes at most 200 writes and 150 kB.
 const WRITES_MAX = 200
 const WRITES_BYTES_MAX = 120_000
@@ -79,6 +82,24 @@ class Account {
   async delete(key) {
     const [collection, rkey] = key.split('/')
     await this.apply([{ $type: 'com.atproto.repo.applyWrites#delete', collection, rkey }])
+    this.records.delete(key)
+  }
+
+  // The three calls that clients make.
+  async createRecord({ collection, ...record }) {
+    const { uri, cid } = await this.host.post('com.atproto.repo.createRecord', { repo: this.did, collection, validate: false, record: record.value }, this.auth)
+    this.#keep(uri.split('/').slice(3).join('/'), record, cid)
+  }
+
+  async putRecord(key, record) {
+    const [collection, rkey] = key.split('/')
+    const { cid } = await this.host.post('com.atproto.repo.putRecord', { repo: this.did, collection, rkey, validate: false, record: record.value }, this.auth)
+    this.#keep(key, record, cid)
+  }
+
+  async deleteRecord(key) {
+    const [collection, rkey] = key.split('/')
+    await this.host.post('com.atproto.repo.deleteRecord', { repo: this.did, collection, rkey }, this.auth)
     this.records.delete(key)
   }
 
@@ -245,6 +266,26 @@ async function arrive(account) {
   Object.assign(account, { end: 'done', reason: undefined })
 }
 
+// Random edits, the same ones for the same records: creations, changes (also into and out of what is refused) and deletions. An account
+// that moved and has not written since stays as it is.
+async function edit(accounts) {
+  let state = 20_241_127
+  const random = (below) => ((state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0) >>> 8) % below
+  const writers = accounts.filter((account) => account.end === 'done' && !account.signed)
+  const counts = { created: 0, changed: 0, deleted: 0 }
+  for (let number = 0; number < EDITS; number++) {
+    const account = writers[random(writers.length)]
+    const keys = [...account.records.keys()]
+    const key = keys[random(Math.max(keys.length, 1))]
+    const kind = key ? ['created', 'changed', 'deleted'][random(3)] : 'created'
+    if (kind === 'created') await account.createRecord(fresh(number, random))
+    else if (kind === 'changed') await account.putRecord(key, edited(account.records.get(key), number, random))
+    else await account.deleteRecord(key)
+    counts[kind]++
+  }
+  return counts
+}
+
 async function seed() {
   const users = await ordinary()
   await oddities(users)
@@ -278,6 +319,7 @@ async function obey(order, net) {
     await arrive(moving)
     await report(accounts, { moved: moving.did })
   }
+  if (order === 'edit') await report(accounts, { edited: await edit(accounts) })
   if (order === 'count') await report(accounts, { counted: true })
   return net
 }

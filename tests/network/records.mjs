@@ -2,6 +2,7 @@
 //
 //   ordinary   posts, replies, likes, reposts, follows and blocks from 30 days before the window to 30 days after it
 //   dated      posts whose createdAt is odd: each with the second that it names, its synctimestamp, or null where it is refused
+//   fresh, edited   one more record, and one as its owner writes it anew
 //   shaped     posts and edges with every field that has a rule of its own, foreign types, and fields of the wrong type
 
 import { WINDOW, bucket, isInside, secondOf } from './expect.mjs'
@@ -138,4 +139,26 @@ export function shaped(target, blob, did) {
     refused('created_at', BLOCK, { createdAt: 'never' }),
     ...['app.bsky.feed.threadgate', 'app.bsky.graph.list', 'com.example.thing'].map((collection) => inside(collection, { post: target.uri, at: { $bytes: 'AAEC' } })),
   ]
+}
+
+// A second from before the window to after it, by `random(below)`.
+const someTime = (random) => new Date(FIRST_MS + random(Math.floor((LAST_MS - FIRST_MS) / 1_000)) * 1_000).toISOString()
+
+// A new record, now and then one that is refused.
+export function fresh(number, random) {
+  const subject = 'did:plc:freshfreshfreshfreshfres'
+  const text = `fresh ${number}`
+  if (random(10) === 0) return { ...plain(POST, someTime(random), {}), rejected: 'schema' }
+  return random(2) ? plain(POST, someTime(random), { text }) : plain(FOLLOW, someTime(random), { subject })
+}
+
+// The same record as its owner writes it anew: of a known kind with another time, sometimes with one that is none; of any other kind
+// with a mark of its own.
+export function edited(record, number, random) {
+  const value = { ...record.value, edited: number }
+  const isKnown = [POST, LIKE, REPOST, FOLLOW, BLOCK].includes(value.$type)
+  if (!isKnown || (record.rejected && record.rejected !== 'created_at')) return { ...record, value }
+  if (random(8) === 0) return { value: { ...value, createdAt: 'never' }, rejected: 'created_at' }
+  const createdAt = someTime(random)
+  return { value: { ...value, createdAt }, time: secondOf(createdAt) }
 }

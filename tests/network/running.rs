@@ -149,6 +149,14 @@ impl Network {
         self.read()
     }
 
+    /// Lets the accounts' owners make 200 edits; gives what the network then holds.
+    pub fn edit(&self) -> Seeded {
+        let mut stdin = self.stdin.lock().unwrap();
+        writeln!(stdin.as_mut().unwrap(), "edit").unwrap();
+        println!("network: {}", self.line(STEP_SECONDS));
+        self.read()
+    }
+
     /// What was answered and asked for so far.
     pub fn counted(&self) -> Seeded {
         let mut stdin = self.stdin.lock().unwrap();

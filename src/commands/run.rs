@@ -93,6 +93,7 @@ async fn serve(
         return Ok(ExitCode::Done);
     };
     watched.sample(pipeline.sampler());
+    tokio::spawn(refresh::on_schedule(pipeline.reach(), surrounding.clock.clone()));
     let listening = ControlSocket::listen(&settings.data_dir);
     let socket = listening.map_err(|error| StoreError::io(&settings.data_dir, error))?;
     let (orders, taken) = mpsc::channel(ORDERS_MAX);
@@ -100,7 +101,6 @@ async fn serve(
     let reach = pipeline.reach();
     let heart = reach.clone();
     let notifier = Notifier::start();
-    let refreshing = tokio::spawn(refresh::on_schedule(reach.clone(), surrounding.clock.clone()));
     let feeding = tokio::spawn(notifier.clone().feed(move || {
         let heart = heart.clone();
         async move { heart.heartbeat().await }
@@ -127,7 +127,6 @@ async fn serve(
     };
     let ended = daemon.work(&pipeline, reloader, signals, taken).await;
     feeding.abort();
-    refreshing.abort();
     watched.tell(if ended.is_ok() { Readiness::Draining } else { Readiness::Failed });
     notifier.stopping("finishing what is in flight, giving the rest back");
     let progress = pipeline.progress();

@@ -423,7 +423,7 @@ mod tests {
         assert_eq!(parts(data, 0, 6), None, "not all of them are there");
         // The same edition from another segment, and the next one.
         let mut second = segment(journal, 2, 0, &["other", "more", "most"]);
-        second.pass_over(vec![0]);
+        second.pass_over(&[0]);
         file.apply(&second).unwrap();
         assert_eq!(parts(data, 0, 4), texts(&["one", "two"]));
         file.apply(&segment(journal, 3, 1, &["three"])).unwrap();

@@ -41,7 +41,7 @@ use crate::store::error::StoreError;
 use crate::store::health::Health;
 use crate::store::leaves::Comparison;
 use crate::store::spool::SpooledCar;
-use crate::transform::{Origin, Transformer};
+use crate::transform::Transformer;
 
 use self::output::{Output, words};
 

@@ -580,6 +580,13 @@ fn what_cannot_be_read_is_named_and_nothing_is_written() {
         entry.unwrap().file_name().to_string_lossy().starts_with('.')
     };
     assert!(!std::fs::read_dir(bench.folder.path()).unwrap().any(left), "nothing is left behind");
+    let nowhere = bench.text("no/such/folder/list.txt");
+    for flag in ["--out", "--append-to", "--csv"] {
+        // Before anything is read: of the damaged one nothing is said.
+        let finished = bench.determine(&["--from", &damaged, flag, &nowhere]).expect_code(74);
+        assert!(finished.stderr.contains("no/such/folder"), "{}", finished.stderr);
+    }
+    full_disk(&bench, &good);
     for wrong in [
         &["--from", &good, "--kinds", "follow"][..],
         &["--from", &good, "--start-date", "2024-02-30"],
@@ -594,6 +601,16 @@ fn what_cannot_be_read_is_named_and_nothing_is_written() {
     }
     let queue = std::fs::read(bench.path("whole.db")).unwrap();
     bench.determine_with(&["--from", "-"], &queue).expect_code(2);
+}
+
+/// A list that does not fit: the old one stays, and the way out is said.
+fn full_disk(bench: &Bench, good: &str) {
+    if !Path::new("/dev/full").exists() {
+        println!("no /dev/full here");
+        return;
+    }
+    let finished = bench.determine(&["--from", good, "--out", "/dev/full"]).expect_code(74);
+    assert!(finished.stderr.contains("/dev/full: no space left"), "{}", finished.stderr);
 }
 
 /// Accounts that are all different, more than the memory takes: it spills, and stays below its bound.

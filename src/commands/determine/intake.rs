@@ -153,13 +153,15 @@ pub struct Intake {
     pub authors: AuthorCounts,
     /// What was read.
     pub figures: Figures,
+    /// The day that was found to exist last: records of one day lie together.
+    known_day: String,
 }
 
 impl Intake {
     /// Nothing yet.
     #[must_use]
     pub fn new(wanted: Wanted, authors: AuthorCounts) -> Self {
-        Self { wanted, authors, figures: Figures::default() }
+        Self { wanted, authors, figures: Figures::default(), known_day: String::new() }
     }
 
     /// Takes JSON: a list of records, each numbered, or one record.
@@ -244,10 +246,13 @@ impl Intake {
         };
         let written = row.synctimestamp.as_deref().or(row.partition_date.as_deref());
         let written = written.or(place.date).unwrap_or_default();
-        let Some(date) = date_of(written) else {
+        let Some(date) = date_of(written, &self.known_day) else {
             self.bad(Cause::NoDate, written, place);
             return Ok(());
         };
+        if date != self.known_day {
+            date.clone_into(&mut self.known_day);
+        }
         if date < self.wanted.start_date.as_str() || date > self.wanted.end_date.as_str() {
             self.figures.outside_dates += 1;
             return Ok(());
@@ -328,11 +333,11 @@ impl Row<'_> {
     }
 }
 
-/// The day of a time, if it begins with one that exists.
-fn date_of(text: &str) -> Option<&str> {
+/// The day of a time, if it begins with one that exists; `known` does.
+fn date_of<'t>(text: &'t str, known: &str) -> Option<&'t str> {
     let (date, rest) = text.split_at_checked(10)?;
     let goes_on = rest.is_empty() || rest.starts_with(['-', 'T', 't', ' ']);
-    (goes_on && is_date(date)).then_some(date)
+    (goes_on && (date == known || is_date(date))).then_some(date)
 }
 
 /// A JSON text's content; `None` for another value.
@@ -539,6 +544,36 @@ mod tests {
         ] {
             assert_eq!(taken(json, place()), (0, vec![], vec![cause]), "{json}");
         }
+    }
+
+    #[test]
+    fn whatever_bytes_come_they_end_as_something_counted() {
+        let whole = format!(
+            r#"[{},{{"record_type":"reply","synctimestamp":"2024-10-05-12:34:56","reply":"{{\"parent\": {{\"uri\": \"at://{DID}/x/y\"}}}}"}}]"#,
+            like(&format!("{{\"uri\":\"at://{DID}/x/y\"}}"))
+        );
+        let mut rng = fastrand::Rng::with_seed(9);
+        let (mut intake, mut given) = (intake(), 0);
+        for _ in 0..20_000 {
+            let mut bytes = whole.clone().into_bytes();
+            for _ in 0..rng.usize(1..4) {
+                let at = rng.usize(..bytes.len());
+                match rng.u32(..3) {
+                    0 => bytes[at] = *rng.choice(b"az:/.0{}[]\"\\\xff").unwrap(),
+                    1 if bytes.len() > 1 => drop(bytes.remove(at)),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            let before = (intake.figures.rows, intake.figures.bad.values().sum::<u64>());
+            intake.json(&bytes, place()).unwrap();
+            let after = (intake.figures.rows, intake.figures.bad.values().sum::<u64>());
+            assert!(after > before, "{}", String::from_utf8_lossy(&bytes));
+            given += 1;
+        }
+        let figures = &intake.figures;
+        assert_eq!(given, 20_000);
+        assert!(figures.bad.len() > 6 && figures.subjects > 1_000, "{figures:?}");
+        assert_eq!(figures.named.len(), NAMED_MAX);
     }
 
     #[test]

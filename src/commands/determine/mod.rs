@@ -84,6 +84,23 @@ pub fn run(
     out: &mut dyn Write,
     told: &mut dyn Write,
 ) -> Result<(), CommandError> {
+    determine(settings, flags, out, told).map_err(|error| match error {
+        // Elsewhere a full disk is waited for.
+        CommandError::Store(StoreError::Full { path, .. }) => {
+            let text = "no space left: free some, or let TMPDIR name a folder on another disk";
+            let source = io::Error::new(io::ErrorKind::StorageFull, text);
+            StoreError::Io { path, source }.into()
+        }
+        error => error,
+    })
+}
+
+fn determine(
+    settings: &Settings,
+    flags: &Flags,
+    out: &mut dyn Write,
+    told: &mut dyn Write,
+) -> Result<(), CommandError> {
     let wanted = flags.wanted();
     check(flags, &wanted)?;
     let scratch = std::env::temp_dir();
@@ -140,7 +157,11 @@ fn check(flags: &Flags, wanted: &Wanted) -> Result<(), CommandError> {
     if csv_is_stdout && flags.json {
         return usage("--json and --csv - both want stdout: write the CSV to a file".to_owned());
     }
-    // Everything that was named is there, and can be read by this build, before hours are spent on the first of it.
+    // What is to be written can be, and everything that was named is there, and can be read by this build, before hours are spent on the first of it.
+    let outputs = flags.out.iter().chain(&flags.append_to).chain(&flags.csv);
+    outputs
+        .filter(|path| path.as_path() != Path::new("-"))
+        .try_for_each(|path| Output::probe(path))?;
     let mut files = Files::below(&flags.from, wanted.kinds);
     while let Some(found) = files.next_file()? {
         if cfg!(not(feature = "parquet"))

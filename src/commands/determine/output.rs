@@ -80,6 +80,17 @@ impl<'o> Output<'o> {
         Ok(Self { name: path.to_owned(), writer, is_closed: false })
     }
 
+    /// Whether [`Output::file`] would find what it needs, before there is anything to write. A pipe is not opened for it.
+    ///
+    /// # Errors
+    /// [`StoreError`] naming it.
+    pub fn probe(path: &Path) -> Result<(), StoreError> {
+        match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() && !metadata.is_dir() => Ok(()),
+            _ => Output::file(path).map(drop),
+        }
+    }
+
     /// Writes; a reader of stdout that has enough ends it silently.
     ///
     /// # Errors

@@ -238,7 +238,7 @@ fn a_daemon_s_run_is_told_while_it_goes_on_and_when_it_has_ended() {
     while bench.look(&["users", "--jsonl"]).expect_code(0).stdout.lines().count() < 3 {
         assert!(begun.elapsed() < PATIENCE);
     }
-    let told = bench.runs();
+    let told = [bench.until(0, |run| run["given"] == 3)];
     assert_eq!(
         (told.len(), &told[0]["state"], &told[0]["command"]),
         (1, &json!("running"), &json!("run"))

@@ -49,6 +49,12 @@ impl Recorded {
         Ok(())
     }
 
+    /// Number of its row, once that is written.
+    #[must_use]
+    pub fn id(&self) -> Option<i64> {
+        self.row.as_ref().map(|(_, id)| *id)
+    }
+
     /// Writes how many accounts it was given.
     ///
     /// # Errors

@@ -98,8 +98,7 @@ async fn serve(
     let socket = listening.map_err(|error| StoreError::io(&settings.data_dir, error))?;
     let (orders, taken) = mpsc::channel(ORDERS_MAX);
     let serving = tokio::spawn(socket.serve(orders));
-    let reach = pipeline.reach();
-    let heart = reach.clone();
+    let (reach, heart) = (pipeline.reach(), pipeline.reach());
     let notifier = Notifier::start();
     let feeding = tokio::spawn(notifier.clone().feed(move || {
         let heart = heart.clone();
@@ -124,6 +123,7 @@ async fn serve(
         waiting: Vec::new(),
         next: Vec::new(),
         idle: None,
+        run: recorded.id(),
     };
     let ended = daemon.work(&pipeline, reloader, signals, taken).await;
     feeding.abort();
@@ -183,6 +183,8 @@ struct Daemon<'d> {
     next: Waiting,
     /// The reloader while nothing is loaded.
     idle: Option<Reloader>,
+    /// Number of this run in the ledger.
+    run: Option<i64>,
 }
 
 impl Daemon<'_> {
@@ -193,13 +195,17 @@ impl Daemon<'_> {
         mut signals: DaemonSignals,
         mut orders: mpsc::Receiver<Order>,
     ) -> Result<(), CommandError> {
-        let reach = pipeline.reach();
+        let (reach, noted, run) = (pipeline.reach(), pipeline.reach(), self.run);
         let (mut sampling, mut telling) = (interval(SAMPLE), interval(PROGRESS));
         sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
         telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
         telling.reset();
         self.loading = Some(tokio::spawn(async move {
             let listed = reloader.begin().await;
+            if let (Some(run), Ok(listed)) = (run, &listed) {
+                // The end of the ledger is told by the pipeline.
+                let _gone = noted.run_given(run, *listed).await;
+            }
             (reloader, listed.map(|listed| format!("{listed} accounts listed")))
         }));
         let ended = loop {

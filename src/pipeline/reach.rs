@@ -160,6 +160,14 @@ impl Reach {
         Ok(listed)
     }
 
+    /// Notes how many accounts this run was given.
+    ///
+    /// # Errors
+    /// [`LedgerGone`].
+    pub async fn run_given(&self, run: i64, accounts: u64) -> Result<(), LedgerGone> {
+        self.ledger.run(move |rows| rows.run_given(run, accounts)).await
+    }
+
     /// Puts parked accounts back, some at a time; gives how many.
     ///
     /// # Errors

@@ -92,15 +92,13 @@ impl Rows {
         })
     }
 
-    /// Notes how many accounts the run was given.
+    /// Notes how many accounts the run was given, in the open transaction or in one of its own.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn run_given(&mut self, id: i64, given: u64) -> Result<(), StoreError> {
         let given = i64::try_from(given).unwrap_or(i64::MAX);
-        self.transaction(|rows| {
-            rows.execute("UPDATE runs SET given = ?2 WHERE id = ?1", [id, given]).map(drop)
-        })
+        self.execute("UPDATE runs SET given = ?2 WHERE id = ?1", [id, given]).map(drop)
     }
 }
 

@@ -536,6 +536,15 @@ fn lists_grow_by_who_is_not_on_them_and_never_twice() {
     let finished = bench.determine(&exclude).expect_code(0);
     assert_eq!(finished.stdout.lines().count(), 297);
     assert!(finished.stderr.contains("1 lines are no DID"), "{}", finished.stderr);
+    // A list of many others, in no order, with some of these in between and twice.
+    let mut mixed = some_dids(34, 2_000);
+    mixed.extend(dids[..50].iter().chain(&dids[..50]).cloned());
+    Rng::with_seed(35).shuffle(&mut mixed);
+    let mixed = bench.file("mixed.txt", mixed.join("\n").as_bytes());
+    let mut left = dids[50..].to_vec();
+    left.sort();
+    let found = bench.determine(&["--from", &lines, "--exclude", &mixed]).expect_code(0).stdout;
+    assert_eq!(found.lines().collect::<Vec<_>>(), left);
 }
 
 fn inode(path: &str) -> u64 {

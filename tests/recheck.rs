@@ -195,12 +195,16 @@ fn a_host_that_does_not_answer_is_named_and_nobody_is_called_withdrawn_for_it() 
     // Another host refuses once, as it may, and one answers nonsense for one account.
     let others: Vec<usize> = (0..9).filter(|index| network.now(*index).host != away).collect();
     let did = |index: usize| Target::Did(world.did(index).to_owned());
+    let unknown = Fault::Status { code: 501, headers: Vec::new(), body: Vec::new() };
+    network.faults().script(Place::Status, did(others[2]), [unknown], Then::Heal);
     let refusal = Fault::RateLimited(Wait::Seconds(1));
     network.faults().script(Place::Status, did(others[0]), [refusal], Then::Heal);
     network.faults().script(Place::Status, did(others[1]), [Fault::HtmlOk], Then::Repeat);
     let flags = ["--out", out.to_str().unwrap(), "--set", "retry.host_patience=20s"];
     let done = recheck(&job, &data, &flags).expect_code(3).json();
     network.faults().assert_fired(&["status", "rate_limited_seconds", "html_ok"]);
+    let asked = |method: &str| network.host_of(others[2]).log().count(method, world.did(others[2]));
+    assert_eq!(asked("com.atproto.sync.getLatestCommit"), 1, "where getRepoStatus is not known");
     let there = 9 - others.len();
     assert_eq!(
         (&done["asked"], &done["unreached"]),

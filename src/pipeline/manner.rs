@@ -66,6 +66,16 @@ pub(super) struct Said {
 }
 
 impl Said {
+    /// Of an answer to `getLatestCommit`: only what is active has one.
+    pub(super) fn of_commit(body: &[u8]) -> Result<Self, Failure> {
+        let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        if value["rev"].is_string() {
+            return Ok(Self { status: ACTIVE, detail: String::new() });
+        }
+        let detail = "no commit in the answer to getLatestCommit";
+        Err(Failure::new(Cause::Transient, Some(LastError::NotCar), detail))
+    }
+
     pub(super) fn of_status(status: RepoStatus, body: &[u8]) -> Self {
         let shown = || cleaned(&String::from_utf8_lossy(&body[..body.len().min(160)]));
         match status {
@@ -84,6 +94,11 @@ pub(super) struct Unclear {
 }
 
 impl Unclear {
+    pub(super) fn unknown_method() -> Self {
+        let why = "it knows neither getRepoStatus nor getLatestCommit".to_owned();
+        Self { why, is_refusal: false, wait: Duration::ZERO }
+    }
+
     pub(super) fn of(failure: &Failure) -> Self {
         let why = failure.last_error.map_or_else(|| failure.detail.clone(), |it| it.to_string());
         let is_refusal = failure.cause == Cause::RateLimited;

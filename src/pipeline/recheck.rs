@@ -270,7 +270,7 @@ impl Rechecker {
         }
     }
 
-    /// Asks once.
+    /// Asks for its status; a host that does not know that question, for its newest commit.
     async fn ask(
         &self,
         endpoint: &Url,
@@ -278,8 +278,27 @@ impl Rechecker {
         permit: &Permit,
         manner: &Manner,
     ) -> Result<Said, Unclear> {
+        match self.ask_for("getRepoStatus", endpoint, did, permit, manner).await? {
+            Some(said) => Ok(said),
+            None => {
+                permit.also_asked();
+                let said = self.ask_for("getLatestCommit", endpoint, did, permit, manner).await?;
+                said.ok_or_else(Unclear::unknown_method)
+            }
+        }
+    }
+
+    /// `None`: the host does not know the question, which says nothing against it.
+    async fn ask_for(
+        &self,
+        method: &str,
+        endpoint: &Url,
+        did: &Did,
+        permit: &Permit,
+        manner: &Manner,
+    ) -> Result<Option<Said>, Unclear> {
         let mut url = endpoint.clone();
-        url.set_path("/xrpc/com.atproto.sync.getRepoStatus");
+        url.set_path(&format!("/xrpc/com.atproto.sync.{method}"));
         url.set_query(None);
         url.query_pairs_mut().append_pair("did", did.as_str());
         let request =
@@ -301,10 +320,19 @@ impl Rechecker {
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = read_start(response, ERROR_BODY_BYTES_MAX).await;
-        let signal = answer::signal(status, &headers, &body, clock.wall_ms());
+        let signal = match status {
+            501 => HostSignal::Usable(answer::rate_window(&headers, clock.wall_ms())),
+            _ => answer::signal(status, &headers, &body, clock.wall_ms()),
+        };
         lane.said(signal);
         manner.note(&signal, clock);
-        let said = if status == 200 {
+        if status == 501 {
+            telemetry::requested(Service::Pds, Outcome::Terminal, asking);
+            return Ok(None);
+        }
+        let said = if status == 200 && method == "getLatestCommit" {
+            Said::of_commit(&body)
+        } else if status == 200 {
             answer::status_outcome(&body).map(|status| Said::of_status(status, &body))
         } else {
             let (failure, _) = answer::repo_outcome(status, &headers, &body, clock.wall_ms());
@@ -317,7 +345,7 @@ impl Rechecker {
         };
         let outcome = said.as_ref().map_or_else(Failure::outcome, |_| Outcome::Ok);
         telemetry::requested(Service::Pds, outcome, asking);
-        said.map_err(|failure| Unclear::of(&failure))
+        said.map(Some).map_err(|failure| Unclear::of(&failure))
     }
 
     async fn resolve_patiently(&self, did: &Did) -> Result<Identity, Failure> {

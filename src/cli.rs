@@ -50,6 +50,8 @@ pub enum Command {
     Provenance(crate::commands::provenance::Flags),
     /// Ask hosts again how exported accounts stand, and write a list of those that are withdrawn
     Recheck(crate::commands::recheck::Flags),
+    /// Measure serial against parallel, and sweeps of workers and parsers, over the same accounts
+    Experiment(Box<crate::commands::experiment::Flags>),
     /// Compare queues and ledger, or prove one repository file
     Verify(Verify),
     /// Look into a queue, write it as JSON lines, mark items as completed

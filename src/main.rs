@@ -12,8 +12,8 @@ use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
 use skyfill::commands::{
-    check, determine, dry_run, forget, identities, provenance, queue, recheck, retry, run, runs,
-    status, users, verify, verify_car,
+    check, determine, dry_run, experiment, forget, identities, provenance, queue, recheck, retry,
+    run, runs, status, users, verify, verify_car,
 };
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
@@ -24,6 +24,7 @@ use skyfill::pipeline::Surrounding;
 use skyfill::reload::Origin;
 use skyfill::store::error::StoreError;
 use skyfill::store::ledger_lists::Selection;
+use tokio_util::sync::CancellationToken;
 
 /// glibc gives nearly every thread a heap of its own, and a heap gives little back: threads that come and go with transfers and
 /// walks then hold twice the memory that is in use, and pay for fresh pages of it. Two heaps, one a core of a small machine, are
@@ -32,7 +33,8 @@ const HEAPS: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2");
 
 fn main() -> ProcessExit {
     let command = Cli::parse().command;
-    if matches!(command, Command::Backfill(_) | Command::Run(_)) {
+    let is_one = matches!(&command, Command::Experiment(args) if args.one);
+    if is_one || matches!(command, Command::Backfill(_) | Command::Run(_)) {
         start_with_two_heaps();
     }
     if let Err(error) = signals::survive_file_size_limit() {
@@ -49,6 +51,7 @@ fn main() -> ProcessExit {
         Command::Identities(args) => run_identities(&args),
         Command::Provenance(args) => run_provenance(&args),
         Command::Recheck(args) => run_recheck(&args),
+        Command::Experiment(args) => run_experiment(&args),
         Command::Verify(args) => run_verify(&args),
         Command::Queue(args) => run_queue(&args),
         Command::Determine(args) => run_determine(&args),
@@ -198,6 +201,39 @@ fn run_provenance(args: &provenance::Flags) -> Result<ExitCode, CommandError> {
     let settings = settings(&args.common, &args.common.assignments())?;
     provenance::run(&settings.data_dir, args.out.as_deref())?;
     Ok(ExitCode::Done)
+}
+
+fn run_experiment(args: &experiment::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.assignments())?;
+    let log = logging::init(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;
+    let (surrounding, mut out) = (Surrounding::system(), io::stdout().lock());
+    let outcome = runtime.block_on(async {
+        let stop = signals::stop_requested(ExitCode::Interrupted.code());
+        let stop = stop.map_err(|error| CommandError::Internal(error.to_string()))?;
+        if args.one {
+            let order = Backfill {
+                settings,
+                sources: args.sources(),
+                refilter: false,
+                refresh: false,
+                json: true,
+                quiet: true,
+            };
+            return experiment::one::run(&order, &surrounding, stop, &mut out).await;
+        }
+        let token = CancellationToken::new();
+        let stopped = token.clone();
+        tokio::spawn(async move {
+            stop.await;
+            stopped.cancel();
+        });
+        experiment::run(args, &settings, &surrounding, token, &mut out).await
+    });
+    log.flush();
+    runtime.shutdown_background();
+    outcome
 }
 
 fn run_recheck(args: &recheck::Flags) -> Result<ExitCode, CommandError> {

@@ -5,6 +5,7 @@ pub mod check;
 pub mod determine;
 pub mod dry_run;
 pub mod error;
+pub mod experiment;
 pub mod forget;
 pub mod identities;
 pub mod live;

@@ -432,3 +432,35 @@ fn a_sink_that_is_away_holds_up_no_queue_and_the_run_ends_when_it_has_everything
     assert_eq!(records_of(&slow.kept.lock().unwrap().rows), queues);
     assert_eq!(records_of(&swift.kept.lock().unwrap().rows), queues);
 }
+
+#[test]
+fn a_sink_that_stays_away_costs_the_journals_space_and_no_more() {
+    let network = Network::generate(&shape(59, 24, 2_000));
+    network.warm();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let never = Arc::new(AtomicU64::new(u64::MAX));
+    let memory = Memory { fails_at: never, ..Memory::default() };
+    let refusals = Arc::new(AtomicU64::new(u64::MAX));
+    let (running, mut events) = backfill(&network, &data)
+        .set("limits.journal", "16MiB")
+        .sink("away", Away(memory.clone(), Arc::clone(&refusals)))
+        .start_with_events()
+        .unwrap();
+    // Once the journal is full nothing more is decided: three looks, a second apart, are the same.
+    let (mut known, mut same) = (0, 0);
+    while same < 3 {
+        if let Event::Progress(now) = events.blocking_next().expect("it waits for the sink") {
+            same = if now.done > 0 && now.done == known { same + 1 } else { 0 };
+            known = now.done;
+        }
+    }
+    assert!(known < 24, "the journal was large enough for everything");
+    let files = std::fs::read_dir(data.join("journal")).unwrap();
+    let bytes: u64 = files.flatten().map(|file| file.metadata().unwrap().len()).sum();
+    assert!(bytes <= 16 << 20, "{bytes}");
+    refusals.store(1, Ordering::Release);
+    assert_eq!(running.wait().unwrap().accounts.done, 24);
+    assert_eq!(records_of(&memory.kept.lock().unwrap().rows), records_in_queues(&data));
+    judge(&data, network.expected(), &Options::default()).assert_clean();
+}

@@ -121,5 +121,6 @@ pub mod transform;
 
 pub use library::{
     Accounts, Backfill, BatchedBackfill, Counts, Error, ErrorKind, Event, Events, Handle, Parked,
-    Progress, Report, Running, ThisRun, User, run_batched_backfill, run_batched_backfill_async,
+    Progress, Report, Running, SinkState, ThisRun, User, run_batched_backfill,
+    run_batched_backfill_async,
 };

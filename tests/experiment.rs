@@ -170,16 +170,14 @@ fn a_paced_host_is_what_bounds_the_work() {
 fn without_a_pace_no_host_is_said_to_bound_it() {
     let network = network(83, 24, 4, 900);
     let folder = tempfile::tempdir().unwrap();
-    let more = ["--workers", "8", "--json"];
+    // Neither pace nor places of a host can be what is waited for.
+    let more = ["--workers", "8", "--json", "--set", "fetch.host_concurrency=32"];
     let finished =
         skyfill().run(&words(&network, folder.path(), 1_000, &more), PATIENCE).expect_code(0);
     for run in runs(&finished.json()) {
-        let bound = run["bound"].as_str().unwrap();
-        assert!(
-            ["cpu", "network", "mixed", "disk", "hosts", "unknown"].contains(&bound),
-            "{run:#}"
-        );
-        assert!(!run["explanation"].as_str().unwrap().contains("requests_per_second"), "{run:#}");
+        let (bound, why) = (run["bound"].as_str().unwrap(), run["explanation"].as_str().unwrap());
+        assert!(bound != "host_pace" && !bound.is_empty(), "{run:#}");
+        assert!(why.len() > 20 && !why.contains("requests_per_second"), "{run:#}");
     }
 }
 

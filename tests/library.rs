@@ -426,6 +426,12 @@ fn a_sink_that_is_away_holds_up_no_queue_and_the_run_ends_when_it_has_everything
         assert!(events.blocking_next().is_some(), "it ended without the sink");
     }
     assert!(slow.kept.lock().unwrap().rows.is_empty());
+    let waits = |name: &str| handle.sinks().into_iter().find(|it| it.name == name).unwrap().waits;
+    while waits("slow").is_none() {
+        assert!(events.blocking_next().is_some(), "it ended without the sink");
+    }
+    assert!(waits("slow").unwrap().contains("the broker is away"));
+    assert_eq!(waits("swift"), None);
     refusals.store(1, Ordering::Release);
     running.wait().unwrap();
     let queues = records_in_queues(&data);

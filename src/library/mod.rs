@@ -18,7 +18,7 @@ pub use builder::Backfill;
 pub use error::{Error, ErrorKind};
 pub use events::{Event, Events, Progress};
 pub use report::{Accounts, BatchedBackfill, Counts, Parked, Report, ThisRun, User};
-pub use running::{Handle, Running};
+pub use running::{Handle, Running, SinkState};
 
 /// Backfills `dids` into `./skyfill-data` and gives back what the Python service's function of this name did. Blocks until every
 /// account is done or parked.

@@ -22,7 +22,9 @@ use crate::library::events::{self, Event, Progress, Source};
 use crate::library::report::Report;
 use crate::pipeline::Surrounding;
 use crate::pipeline::data::LEDGER_FILE;
+use crate::sink::Position;
 use crate::stages::scheduler;
+use crate::store::follow::{Followed, Followers};
 
 /// A backfill that runs. Await it, or [`Running::wait`] for it; dropped, it is cancelled.
 #[must_use = "dropped at once, it is cancelled at once"]
@@ -34,10 +36,23 @@ pub struct Running {
 #[derive(Clone)]
 pub struct Handle {
     cancel: CancellationToken,
-    progress: ProgressSlot,
+    seen: SeenSlot,
 }
 
-type ProgressSlot = Arc<Mutex<Option<watch::Receiver<scheduler::Progress>>>>;
+/// What can be seen of the work, once it has begun.
+type SeenSlot = Arc<Mutex<Option<(watch::Receiver<scheduler::Progress>, Followers)>>>;
+
+/// How one of the sinks beside the queues stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SinkState {
+    /// Its name.
+    pub name: String,
+    /// What it has taken and settled.
+    pub settled: Position,
+    /// Why it takes nothing at the moment, in its own words.
+    pub waits: Option<String>,
+}
 
 impl Handle {
     /// Asks it to stop: what is in flight is finished within 20 s or given back. It then ends with
@@ -49,8 +64,17 @@ impl Handle {
     /// How far it is; zeros before the work has begun.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        let known = lock(&self.progress).as_ref().map(|progress| *progress.borrow());
+        let known = lock(&self.seen).as_ref().map(|(progress, _)| *progress.borrow());
         known.map(Progress::from).unwrap_or_default()
+    }
+
+    /// How its sinks stand; nothing before the work has begun.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<SinkState> {
+        let seen = lock(&self.seen);
+        let all = seen.as_ref().map(|(_, sinks)| sinks.followed()).unwrap_or_default();
+        let state = |Followed { name, settled, waits, .. }| SinkState { name, settled, waits };
+        all.into_iter().map(state).collect()
     }
 }
 
@@ -174,7 +198,7 @@ pub(super) fn launch<T: Send + 'static>(
 ) -> Result<Pending<T>, Error> {
     let state = Mutex::new(OutcomeState { result: None, waker: None });
     let outcome = Arc::new(Outcome { state, changed: Condvar::new() });
-    let handle = Handle { cancel: CancellationToken::new(), progress: ProgressSlot::default() };
+    let handle = Handle { cancel: CancellationToken::new(), seen: SeenSlot::default() };
     let (owed, reached) = (Owed(Arc::clone(&outcome)), handle.clone());
     let thread = std::thread::Builder::new().name("skyfill".to_owned());
     let spawned = thread.spawn(move || live(work, &reached, finish, owed));
@@ -232,9 +256,9 @@ fn tell_started(
     ledger: PathBuf,
     pumped: tokio::sync::oneshot::Sender<Source>,
 ) -> backfill::Started {
-    let (slot, pumped) = (Arc::clone(&handle.progress), Mutex::new(Some(pumped)));
+    let (slot, pumped) = (Arc::clone(&handle.seen), Mutex::new(Some(pumped)));
     Box::new(move |pipeline, decisions| {
-        *lock(&slot) = Some(pipeline.progress());
+        *lock(&slot) = Some((pipeline.progress(), pipeline.sinks()));
         if let (Some(pumped), Some(decisions)) = (lock(&pumped).take(), decisions) {
             let (ledger, progress) = (ledger.clone(), pipeline.progress());
             let _unheard = pumped.send(Source { decisions: decisions.clone(), progress, ledger });

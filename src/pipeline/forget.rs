@@ -25,6 +25,7 @@ use crate::pipeline::parts::rechecker;
 use crate::pipeline::recheck::Rechecker;
 use crate::pipeline::{Surrounding, plan_limits, turns};
 use crate::seed::Chance;
+use crate::sink::leaves;
 use crate::sink::sqlite_forget::{Held, QueueHoldings};
 use crate::sink::sqlite_items::labels;
 use crate::stages::scheduler::terms::PlanLimits;
@@ -177,6 +178,8 @@ impl Forgetter {
             // This queue holds nothing of them, others perhaps do: the ledger's intent is still there.
             crash_point!(ForgetQueueDoneBeforeOthers);
         }
+        let names = begun.iter().map(|account| account.did.as_str());
+        forget_leaves(&self.queues, names, &mut forgot);
         let dids: HashSet<String> = begun.iter().map(|account| account.did.clone()).collect();
         let wiped = self.lock().wipe(&dids)?;
         let pairs = begun.into_iter().zip(queues);
@@ -194,6 +197,16 @@ impl Forgot {
         self.is_unfinished = true;
         self.left
             .push(format!("{why}: it is gone on with at the next start, or by the same command"));
+    }
+}
+
+/// Removes the names of their records, which lie beside the queues for the next refresh.
+fn forget_leaves<'n>(queues: &Path, dids: impl Iterator<Item = &'n str>, forgot: &mut Forgot) {
+    let folder = queues.parent().unwrap_or(queues);
+    for did in dids {
+        if let Err(error) = leaves::forget(folder, did) {
+            forgot.unfinished(&error.to_string());
+        }
     }
 }
 
@@ -223,6 +236,7 @@ pub fn finish(rows: &mut Rows, queues: &Path) -> Result<(), StoreError> {
         }
         clean(&holdings, &mut forgot);
     }
+    forget_leaves(queues, unfinished.iter().map(|(_, name)| name.as_str()), &mut forgot);
     forgot.left.iter().for_each(|left| tracing::warn!("forgetting: {left}"));
     if forgot.is_unfinished {
         return Ok(());

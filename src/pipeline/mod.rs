@@ -41,7 +41,7 @@ use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
-use crate::store::follow::Followed;
+use crate::store::follow::Followers;
 use crate::store::health::{Condition, Health};
 use crate::store::spool::SpoolPool;
 
@@ -341,10 +341,10 @@ impl Pipeline {
         self.disk.followers.passed_by(newest).await;
     }
 
-    /// How far each of those sinks is.
+    /// Those sinks.
     #[must_use]
-    pub fn sinks(&self) -> Vec<Followed> {
-        self.disk.followers.followed()
+    pub fn sinks(&self) -> Followers {
+        self.disk.followers.clone()
     }
 
     /// Stops: what is in flight is finished within 20 s or given back, nothing is charged. The progress then counts what was

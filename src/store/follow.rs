@@ -319,26 +319,37 @@ impl Thread {
             let journal = lock(&self.journal);
             (journal.forgotten(), journal.newest())
         };
-        let text = match position.passed() {
-            passed if passed < forgotten => format!(
-                "the sink {} is at segment {passed}, and what follows is gone up to {forgotten}: rows are missing in it. \
-                 Restore a newer copy of it, or export the accounts again",
-                self.name
-            ),
-            _ if position > Position::after(newest) => format!(
+        if position > Position::after(newest) {
+            let text = format!(
                 "the sink {} is at segment {}, and this data directory ends at {newest}: it is older than the sink, or \
                  another one",
                 self.name, position.segment
-            ),
-            _ => return Ok(()),
-        };
-        Err(StoreError::Config(text))
+            );
+            return Err(StoreError::Config(text));
+        }
+        self.misses_nothing(position, forgotten)
+    }
+
+    fn misses_nothing(&self, position: Position, forgotten: u64) -> Result<(), StoreError> {
+        let passed = position.passed();
+        if passed >= forgotten {
+            return Ok(());
+        }
+        Err(StoreError::Config(format!(
+            "the sink {} is at segment {passed}, and what follows is gone up to {forgotten}: rows are missing in it. Restore a \
+             newer copy of it, or export the accounts again",
+            self.name
+        )))
     }
 
     fn take_next(&mut self) -> Result<bool, StoreError> {
-        let Some(mut segment) = lock(&self.journal).next_after(self.taken.passed())? else {
-            return Ok(false);
+        let (next, forgotten) = {
+            let journal = lock(&self.journal);
+            (journal.next_after(self.taken.passed())?, journal.forgotten())
         };
+        // Nobody removes what is not settled here: a gap is never passed over in silence.
+        self.misses_nothing(self.taken, forgotten)?;
+        let Some(mut segment) = next else { return Ok(false) };
         {
             // What is passed over is known once the ledger has the segment.
             let progress = self.applier.progress();

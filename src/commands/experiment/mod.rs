@@ -41,7 +41,7 @@ use crate::pipeline::{Data, Surrounding};
 use crate::store::durable::Folder;
 use crate::store::error::StoreError;
 use crate::store::ledger_export::{LastWord, Said};
-use crate::store::ledger_lists::Reader;
+use crate::store::ledger_lists::{Decided, Reader};
 
 use bound::Floors;
 use result::{Experiment, Run};
@@ -354,7 +354,7 @@ impl<'b> Bench<'b> {
     fn learn(&mut self, data: &Path) -> Result<(), CommandError> {
         let (mut known, mut hosts) = (Vec::new(), BTreeMap::<String, u64>::new());
         let reader = Reader::open(&data.join(LEDGER_FILE))?;
-        reader.each(true, |report| {
+        reader.each(Decided::Done, |report| {
             if let Some(identity) = report.account.identity {
                 *hosts.entry(identity.host.clone()).or_default() += 1;
                 known.push((report.did, identity));

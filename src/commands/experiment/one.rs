@@ -66,7 +66,7 @@ pub async fn run(
     let beside = Beside { started: Some(started), ..Beside::default() };
     let performing = Box::pin(backfill::perform(order, &beside, surrounding, stop));
     let Some(performed) = performing.await? else { return Ok(ExitCode::Interrupted) };
-    let Performed { ledger, run, failure } = performed;
+    let Performed { ledger, run, exit, failure } = performed;
     if let Some(failure) = failure {
         return Err(failure);
     }
@@ -85,11 +85,7 @@ pub async fn run(
     let text = serde_json::to_string(&one).unwrap_or_default();
     let written = writeln!(out, "{text}").and_then(|()| out.flush());
     written.map_err(|error| StoreError::io(Path::new("stdout"), error))?;
-    Ok(match () {
-        () if run.interrupted || counts.pending() > 0 => ExitCode::Interrupted,
-        () if counts.parked > 0 => ExitCode::SomeParked,
-        () => ExitCode::Done,
-    })
+    Ok(exit)
 }
 
 async fn look(reach: Reach, batch_size: usize, seen: Seen) {

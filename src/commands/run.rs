@@ -98,12 +98,8 @@ async fn serve(
     let socket = listening.map_err(|error| StoreError::io(&settings.data_dir, error))?;
     let (orders, taken) = mpsc::channel(ORDERS_MAX);
     let serving = tokio::spawn(socket.serve(orders));
-    let (reach, heart) = (pipeline.reach(), pipeline.reach());
-    let notifier = Notifier::start();
-    let feeding = tokio::spawn(notifier.clone().feed(move || {
-        let heart = heart.clone();
-        async move { heart.heartbeat().await }
-    }));
+    let (reach, notifier) = (pipeline.reach(), Notifier::start());
+    let feeding = feed(&notifier, pipeline.reach());
     tracing::info!(data_dir = %settings.data_dir.display(), "ready, loading the lists");
     notifier.ready("loading the lists");
     let live = Live::new(surrounding.clock.clone(), reach.clone());
@@ -139,6 +135,14 @@ async fn serve(
     stopped.map_err(CommandError::Failed)?;
     tracing::info!("stopped");
     Ok(ExitCode::Done)
+}
+
+/// Tells the watchdog as long as the pipeline's heart beats.
+fn feed(notifier: &Notifier, heart: Reach) -> JoinHandle<()> {
+    tokio::spawn(notifier.clone().feed(move || {
+        let heart = heart.clone();
+        async move { heart.heartbeat().await }
+    }))
 }
 
 /// Starts the pipeline, no account is leased yet; `None` if the daemon was asked to stop while the disk was full.

@@ -203,12 +203,7 @@ impl Account {
                 self.failed(&failure, is_own, policy, at)
             }
             (State::Resolving | State::Fetching, Event::Lost { crashed: true }) => {
-                self.crashes += 1;
-                self.detail = "its worker crashed".to_owned();
-                if self.crashes >= CRASHES_MAX {
-                    return self.park(Reason::CrashLoop);
-                }
-                self.charge(Reason::AttemptsExhausted, policy, at)
+                self.worker_crashed(policy, at)
             }
             (State::Resolving | State::Fetching, Event::Lost { .. } | Event::GivenBack) => {
                 self.back()
@@ -244,6 +239,15 @@ impl Account {
             }
             _ => Effect::Nothing,
         }
+    }
+
+    fn worker_crashed(&mut self, policy: &LedgerPolicy, at: Moment) -> Effect {
+        self.crashes += 1;
+        self.detail = "its worker crashed".to_owned();
+        if self.crashes >= CRASHES_MAX {
+            return self.park(Reason::CrashLoop);
+        }
+        self.charge(Reason::AttemptsExhausted, policy, at)
     }
 
     fn go(&mut self, state: State) -> Effect {

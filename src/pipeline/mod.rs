@@ -26,7 +26,6 @@ use tokio::sync::watch;
 
 use crate::actor::mailbox::Mailbox;
 use crate::actor::supervisor::{self, Child, Ended, Supervisor};
-use crate::actor::threads::Threads;
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::limits::WALK_SILENT_SECONDS;
@@ -147,7 +146,7 @@ pub struct Mailboxes {
 impl Mailboxes {
     fn new(settings: &Settings, budgets: &Budgets) -> Self {
         let transfers = fetcher::capacity(settings.fetch.concurrency, &budgets.spools);
-        let parser = parser_threads(settings) * parser::CAPACITY_PER_THREAD;
+        let parser = parts::parser_threads(settings) * parser::CAPACITY_PER_THREAD;
         Self {
             resolver: Mailbox::new("resolver", resolver::CAPACITY),
             fetcher: Mailbox::new("fetcher", transfers),
@@ -207,7 +206,7 @@ impl Pipeline {
         let budgets = Budgets::cut(settings.limits.memory);
         let mailboxes = Mailboxes::new(settings, &budgets);
         let client = parts::client(settings, surrounding)?;
-        let threads = parser_pool(settings, &mailboxes)?;
+        let threads = parts::parser_pool(settings, &mailboxes)?;
         let disk = Disk::start(data, settings, &clock, &health)?;
         let spools = spool_pool(&disk, settings, &budgets);
         let progress = watch::Sender::new(Progress::default());
@@ -440,23 +439,4 @@ pub fn plan_limits(settings: &Settings) -> PlanLimits {
         },
         batch_size: settings.limits.batch_size,
     }
-}
-
-fn parser_pool(settings: &Settings, mailboxes: &Mailboxes) -> Result<Threads, StartError> {
-    let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
-    Threads::start("parser", count, waiting)
-        .map_err(|error| StartError::Part("a parser thread", error.to_string()))
-}
-
-/// Parser threads: as configured, but no more than the rows budget can keep busy.
-fn parser_threads(settings: &Settings) -> usize {
-    let share = settings.limits.memory / 4 / parser::ROWS_SHARE / parser::CHUNK_RESERVED_BYTES;
-    let fitting = usize::try_from(share).unwrap_or(usize::MAX).max(1);
-    if settings.limits.parsers > fitting {
-        tracing::warn!(
-            threads = fitting,
-            "limits.memory keeps fewer parsers busy than limits.parsers asks for"
-        );
-    }
-    settings.limits.parsers.clamp(1, fitting)
 }

@@ -17,7 +17,7 @@ use crate::net::error::NetError;
 use crate::pipeline::data::LEDGER_FILE;
 use crate::pipeline::disk::Disk;
 use crate::pipeline::recheck::Rechecker;
-use crate::pipeline::{Budgets, Mailboxes, Surrounding, plan_limits};
+use crate::pipeline::{Budgets, Mailboxes, StartError, Surrounding, plan_limits};
 use crate::sink::leaves::LeavesReader;
 use crate::stages::messages::TurnDesk;
 use crate::stages::scheduler::Progress;
@@ -203,4 +203,27 @@ pub fn child<A: Actor>(
         .boxed()
     };
     Child { stage, start: Box::new(start) }
+}
+
+/// The parsers' threads.
+///
+/// # Errors
+/// [`StartError`].
+pub fn parser_pool(settings: &Settings, mailboxes: &Mailboxes) -> Result<Threads, StartError> {
+    let (count, waiting) = (parser_threads(settings), mailboxes.parser.capacity());
+    Threads::start("parser", count, waiting)
+        .map_err(|error| StartError::Part("a parser thread", error.to_string()))
+}
+
+/// Parser threads: as configured, but no more than the rows budget can keep busy.
+pub fn parser_threads(settings: &Settings) -> usize {
+    let share = settings.limits.memory / 4 / parser::ROWS_SHARE / parser::CHUNK_RESERVED_BYTES;
+    let fitting = usize::try_from(share).unwrap_or(usize::MAX).max(1);
+    if settings.limits.parsers > fitting {
+        tracing::warn!(
+            threads = fitting,
+            "limits.memory keeps fewer parsers busy than limits.parsers asks for"
+        );
+    }
+    settings.limits.parsers.clamp(1, fitting)
 }

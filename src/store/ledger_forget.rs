@@ -17,6 +17,7 @@ use crate::domain::account::{AccountId, Revision};
 use crate::domain::ledger::{Event, State};
 use crate::store::error::StoreError;
 use crate::store::ledger_rows::{QUEUED, Rows};
+use crate::store::ledger_schema;
 use crate::store::segment::SegmentReader;
 
 /// How long a checkpoint of somebody else may hold a reader up.
@@ -49,6 +50,9 @@ impl Rows {
         pseudonym: Option<&str>,
     ) -> Result<Begun, StoreError> {
         self.secure_delete("ON")?;
+        let version =
+            self.connection().pragma_update(None, "user_version", ledger_schema::SCHEMA_FORGOTTEN);
+        version.map_err(|error| self.failed(error))?;
         let select = "SELECT id, rules, revision FROM accounts WHERE did = ?1";
         let found = self.connection().query_row(select, [did], |row| {
             Ok((row.get(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, Option<String>>(2)?))
@@ -272,5 +276,10 @@ mod tests {
         }
         let counts = Reader::open(&path).unwrap().counts().unwrap();
         assert_eq!(counts.forgotten, gone.len() as u64);
+        // A skyfill that does not know the state sees a newer schema.
+        assert_eq!(
+            rows.one::<i64>("SELECT user_version FROM pragma_user_version", &[]).unwrap(),
+            2
+        );
     }
 }

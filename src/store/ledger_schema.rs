@@ -9,8 +9,11 @@ use crate::store::durable;
 use crate::store::error::StoreError;
 use crate::store::ledger_sums;
 
-/// Version of the tables.
+/// Version of the tables as they are made.
 const SCHEMA: i64 = 1;
+
+/// The same tables with forgotten accounts in them: a skyfill that does not know that state must not touch them.
+pub const SCHEMA_FORGOTTEN: i64 = 2;
 
 const TABLES: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -34,9 +37,9 @@ const TABLES: &str = "
 pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
     let read = connection.query_row("PRAGMA user_version", [], |row| row.get(0));
     let schema: i64 = read.map_err(|error| StoreError::sqlite(path, error))?;
-    if schema > SCHEMA {
+    if schema > SCHEMA_FORGOTTEN {
         let text = format!(
-            "{}: schema {schema} is newer than this skyfill knows ({SCHEMA}): use the newer skyfill",
+            "{}: schema {schema} is newer than this skyfill knows ({SCHEMA_FORGOTTEN}): use the newer skyfill",
             path.display()
         );
         return Err(StoreError::Config(text));

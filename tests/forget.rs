@@ -13,6 +13,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -245,7 +247,7 @@ fn daemon(job: &Job, data: &Path, environment: Option<(&str, &str)>) -> Running 
     let text = format!(
         "data_dir = \"{}\"\nsource.files = [\"{}\"]\nidentity.plc_url = \"{}\"\nidentity.requests_per_second = 1000\n\
          network.allow = [\"127.0.0.0/8\"]\nfetch.host_requests_per_second = 1000\nlimits.disk_free = \"0B\"\n\
-         metrics.listen = \"\"\n",
+         metrics.listen = \"127.0.0.1:0\"\n",
         data.display(),
         list.display(),
         flags[1]
@@ -268,6 +270,19 @@ fn until(job: &Job, data: &Path, is_so: impl Fn(&Value) -> bool) -> Value {
         }
         assert!(begun.elapsed() < PATIENCE, "{status}");
     }
+}
+
+/// What the daemon tells Prometheus.
+fn figures(daemon: &Running) -> String {
+    let log = daemon.stderr();
+    let (_, behind) = log.split_once("serving metrics listen=").unwrap();
+    let address = behind.split_whitespace().next().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 fn count(status: &Value, state: &str) -> u64 {
@@ -295,6 +310,12 @@ fn a_daemon_forgets_what_is_done_what_waits_and_what_is_in_flight() {
     let status = until(&job, &data, |status| count(status, "active") == 0);
     assert_eq!((count(&status, "forgotten"), count(&status, "done")), (3, 3), "{status}");
     assert_eq!(status["phase"], "idle");
+    let figures = figures(&daemon);
+    let has = |line: &str| figures.lines().any(|it| it == line);
+    assert!(
+        has("skyfill_accounts{state=\"forgotten\"} 3") && has("skyfill_accounts{state=\"done\"} 3"),
+        "{figures}"
+    );
     // The transfer that was in flight ends, and nothing comes of it.
     let begun = Instant::now();
     while job.network.faults().fired("slow_headers") == 0 || job.network.open_transfers() > 0 {

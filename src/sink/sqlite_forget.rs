@@ -96,8 +96,12 @@ impl QueueHoldings {
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
         connection.busy_timeout(Duration::from_secs(BUSY_SECONDS)).map_err(failed)?;
-        let copied = copy_by_did(&connection).map_err(failed)?;
-        Ok(Self { label: label.to_owned(), path, connection, copied })
+        let mut holdings =
+            Self { label: label.to_owned(), path: path.clone(), connection, copied: 0 };
+        if holdings.is_ours().map_err(failed)? {
+            holdings.copied = copy_by_did(&holdings.connection).map_err(failed)?;
+        }
+        Ok(holdings)
     }
 
     /// Its label.
@@ -183,6 +187,9 @@ impl QueueHoldings {
     /// # Errors
     /// [`StoreError`].
     pub fn clean(&self) -> Result<Option<String>, StoreError> {
+        if !self.is_ours().map_err(|error| self.failed(error))? {
+            return Ok(None);
+        }
         let bytes = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
         let path = self.path.display();
         let mut left = None;
@@ -206,8 +213,17 @@ impl QueueHoldings {
         Ok(left)
     }
 
+    /// Whether skyfill has ever taken anything into the file; another's is left alone.
+    fn is_ours(&self) -> rusqlite::Result<bool> {
+        let known = "SELECT count(*) FROM sqlite_master WHERE name = 'skyfill_accounts'";
+        self.connection.query_row(known, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
+    }
+
     /// The account's exports.
     fn taken(&self, names: &[String]) -> rusqlite::Result<Vec<Taken>> {
+        if !self.is_ours()? {
+            return Ok(Vec::new());
+        }
         let select = "SELECT id, did, first_id, items, records FROM skyfill_accounts
                       WHERE id IN (SELECT id FROM by_did WHERE did = ?1) OR (id > ?2 AND did = ?1)";
         let mut statement = self.connection.prepare_cached(select)?;
@@ -325,6 +341,20 @@ mod tests {
         assert!(has("row 42 of") && !has("row 20 of") && !has("pseudonym of a"));
         let wal = folder.path().join(format!("{}-wal", file_name("post")));
         assert_eq!(std::fs::metadata(wal).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = Connection::open(folder.path().join(file_name("old"))).unwrap();
+        other.execute_batch("CREATE TABLE queue (id INTEGER PRIMARY KEY, metadata TEXT)").unwrap();
+        other.execute("INSERT INTO queue VALUES (1, '{\"did\":\"did:plc:a\"}')", []).unwrap();
+        let holdings = QueueHoldings::open(folder.path(), "old").unwrap();
+        assert_eq!(holdings.forget(&["did:plc:a".to_owned()]).unwrap(), Held::default());
+        assert_eq!(holdings.clean().unwrap(), None);
+        let left: i64 =
+            other.query_row("SELECT count(*) FROM queue", [], |row| row.get(0)).unwrap();
+        assert_eq!(left, 1);
     }
 
     #[test]

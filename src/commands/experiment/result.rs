@@ -193,6 +193,12 @@ impl Experiment {
             self.serial.insert(identities.to_owned(), serial);
         }
         self.noise = noise(&self.runs);
+        let refused: u64 = self.runs.iter().map(|run| run.rate_limited).sum();
+        if refused > 0 {
+            self.notes.push(format!(
+                "{refused} answers were 429, and each run begins at the full pace again: set a lower pace for the next time"
+            ));
+        }
         let mut records: Vec<u64> =
             self.runs.iter().filter(|it| it.ok).map(|it| it.total_records).collect();
         records.sort_unstable();
@@ -374,12 +380,14 @@ mod tests {
 
     #[test]
     fn speed_up_is_against_the_serial_run_and_a_failed_one_is_shown() {
+        let first = Run { rate_limited: 3, ..run(1, 8.0, 1) };
         let failed =
             Run { ok: false, exit_code: 74, error: Some("no disk".to_owned()), ..run(2, 1.0, 1) };
-        let runs = vec![run(1, 8.0, 1), run(4, 2.0, 1), failed, run(4, 2.5, 2)];
+        let runs = vec![first, run(4, 2.0, 1), failed, run(4, 2.5, 2)];
         let mut found = Experiment { runs, dids_sha256: "a".to_owned(), ..Experiment::default() };
         found.conclude();
         assert_eq!(found.speedup["cold"], 4.0);
+        assert!(found.notes[0].starts_with("3 answers were 429"), "{:?}", found.notes);
         assert_eq!(
             (found.parallel["cold"].speedup, found.parallel["cold"].efficiency),
             (Some(4.0), Some(1.0))

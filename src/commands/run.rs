@@ -93,7 +93,6 @@ async fn serve(
         return Ok(ExitCode::Done);
     };
     watched.sample(pipeline.sampler());
-    tokio::spawn(refresh::on_schedule(pipeline.reach(), surrounding.clock.clone()));
     let listening = ControlSocket::listen(&settings.data_dir);
     let socket = listening.map_err(|error| StoreError::io(&settings.data_dir, error))?;
     let (orders, taken) = mpsc::channel(ORDERS_MAX);
@@ -165,7 +164,10 @@ async fn start(
     let tell = |is_full| {
         watched.tell(if is_full { Readiness::DiskFull } else { Readiness::Starting });
     };
-    when_there_is_space(open, stop, tell).await
+    let started = when_there_is_space(open, stop, tell).await?;
+    Ok(started.inspect(|pipeline| {
+        tokio::spawn(refresh::on_schedule(pipeline.reach(), surrounding.clock.clone()));
+    }))
 }
 
 /// What the daemon's loop remembers.

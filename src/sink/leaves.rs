@@ -29,8 +29,9 @@ pub const LEAVES_FILE: &str = "leaves.db";
 /// Parts have some KiB to 128 KiB.
 const PAGE_BYTES: u32 = 16_384;
 
-/// Pages of WAL after which SQLite copies them into the file: 4 MiB.
-const WAL_PAGES: u32 = 256;
+/// Pages of WAL after which SQLite copies them into the file: 1 MiB. A WAL that is copied is written over from its start, so that a
+/// settle on a full disk needs no new space.
+const WAL_PAGES: u32 = 64;
 
 /// A WAL is cut back to this, bytes.
 const WAL_BYTES: u64 = 16 << 20;

@@ -266,6 +266,27 @@ fn what_differs_comes_once_and_a_refresh_of_nothing_new_asks_one_question_an_acc
 }
 
 #[test]
+fn what_lay_behind_everything_that_is_left_is_told_as_gone_too() {
+    let shape = Shape { seed: 79, accounts: 80, hosts: 2, records: Records::Fixed(1), odd: false };
+    let scene = Scene::new(&shape, &[]);
+    let data = scene.data("data");
+    scene.run(&data, &[]).expect_code(0);
+    let last = |index: usize, revision: u64| {
+        let account = scene.world().account_at(index, revision);
+        leaves(&account, &Options::default()).into_keys().next_back()
+    };
+    // Each loses its only record, and writes five others.
+    let mut behind = 0;
+    for index in 0..80 {
+        scene.network.advance(index);
+        behind += usize::from(last(index, 0) > last(index, 1));
+    }
+    assert!(behind >= 3, "in {behind} accounts only");
+    scene.run(&data, &["--refresh"]).expect_code(0);
+    scene.assert_holds(&data, &scene.demanded(&vec![vec![0, 1]; 80]));
+}
+
+#[test]
 fn what_cannot_be_had_changes_nothing_and_is_named() {
     let shape = Shape { seed: 72, accounts: 9, hosts: 3, records: Records::Fixed(40), odd: true };
     let scene = Scene::new(&shape, &["--set", "retry.base=10ms", "--set", "retry.max=20ms"]);

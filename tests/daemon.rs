@@ -265,7 +265,7 @@ fn a_refused_reload_leaves_everything_as_it_was() {
 fn it_survives_kills_and_answers_on_its_socket() {
     let network = network(43, 10);
     for host in &network.hosts {
-        host.set_manners(Manners { bytes_per_second: Some(20_000), ..Manners::default() });
+        host.set_manners(Manners { bytes_per_second: Some(2_000), ..Manners::default() });
     }
     network.set_standing(0, Standing::Deactivated);
     let bench = Bench::new(&network);

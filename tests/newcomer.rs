@@ -17,13 +17,13 @@ mod support;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::network::{Network, Standing};
 use support::package;
 use support::proc::{Running, Signal};
 use support::root::{Root, Unit, unit};
+use support::transcript::{self, stable};
 use support::world::{Records, Shape};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -137,25 +137,6 @@ impl Hour {
     }
 }
 
-/// Numbers with a unit, a fraction or more than two digits, and addresses of the generated network, change; words do not.
-fn stable(text: &str) -> String {
-    let is_stable = |word: &str| {
-        let digits = word.chars().filter(char::is_ascii_digit).count();
-        let is_name = word.contains("did:") || word.starts_with('/') || word.contains("skyfill");
-        digits == 0
-            || is_name
-            || (digits <= 2 && word.chars().all(|c| c.is_ascii_digit() || ",;:)(".contains(c)))
-    };
-    let mut stable = String::new();
-    for line in text.lines() {
-        let words: Vec<&str> =
-            line.split(' ').map(|word| if is_stable(word) { word } else { "…" }).collect();
-        stable += words.join(" ").trim_end();
-        stable.push('\n');
-    }
-    stable
-}
-
 #[test]
 fn the_newcomers_hour_goes_as_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -167,16 +148,7 @@ fn the_newcomers_hour_goes_as_written() {
     network.set_standing(5, Standing::Deactivated);
     let mut hour = Hour { root, unit: Unit::new(), network, told: HEAD.to_owned() };
     play(&mut hour);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/newcomer.md");
-    if std::env::var_os("SKYFILL_WRITE_TRANSCRIPT").is_some() {
-        std::fs::write(&path, &hour.told).unwrap();
-        return;
-    }
-    let written = std::fs::read_to_string(&path).unwrap();
-    for (told, written) in hour.told.lines().zip(written.lines()) {
-        assert_eq!(told, written, "{}", hour.told);
-    }
-    assert_eq!(hour.told, written);
+    transcript::compare("newcomer.md", &hour.told);
 }
 
 const HEAD: &str = "# The first hour with skyfill\n\nWritten and played again by `tests/newcomer.rs` on a generated network; `…` stands for what differs from run to run.\n";

@@ -606,6 +606,9 @@ mod tests {
         }
 
         async fn stop(self) -> Health {
+            // As the pipeline does it: they take what the applier has taken.
+            let newest = lock(&self.journal).newest();
+            self.applier.applied(newest).await;
             self.followers.stop();
             self.followers.passed_by(u64::MAX).await;
             self.applier.stop();

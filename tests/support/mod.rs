@@ -6,6 +6,7 @@
 //!  oracle                 the rows and counts that they must become   judge   the queues against the oracle
 //!  network                running servers: plc, pds (on server), with faults by script
 //!  proc                   the real binary as a child process        job     network, list, command and verdict in one
+//!  transcript             what is typed and answered, written down and played again
 //!  root, package          a root of its own, for the Debian package and for sandboxes
 //! ```
 //! The servers and the processes live in real time, so this may read the clock that the program itself may not.
@@ -35,6 +36,7 @@ pub mod records;
 pub mod root;
 pub mod server;
 pub mod time;
+pub mod transcript;
 pub mod value;
 pub mod world;
 

@@ -204,12 +204,13 @@ fn hostile_names_stay_names() {
         }
         assert_eq!(host.last_header("referer").or_else(|| host.last_header("cookie")), None);
     }
-    let expected: BTreeSet<&str> = ["state.db", "lock", "journal", "spool", "queue"].into();
+    let expected: BTreeSet<&str> =
+        ["state.db", "leaves.db", "lock", "journal", "spool", "queue"].into();
     for path in paths(&data) {
         let name = path.file_name().unwrap().to_str().unwrap();
         let is_queue = name.starts_with("output_backfill_sync_");
         let is_segment = Path::new(name).extension().is_some_and(|it| it == "seg" || it == "free");
-        let is_of_sqlite = name.starts_with("state.db-");
+        let is_of_sqlite = name.starts_with("state.db-") || name.starts_with("leaves.db-");
         assert!(expected.contains(name) || is_queue || is_segment || is_of_sqlite, "{name}");
     }
     let beside: BTreeSet<PathBuf> =

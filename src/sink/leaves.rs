@@ -301,6 +301,20 @@ impl LeavesReader {
         edition: u32,
         kept: u64,
     ) -> Result<Option<StoredParts>, StoreError> {
+        let Some(counter) = self.counter()? else { return Ok(None) };
+        if counter.count(did, edition)? != kept {
+            return Ok(None);
+        }
+        let LeavesCounter { connection, .. } = counter;
+        let (path, did) = (self.path.clone(), did.to_owned());
+        Ok(Some(StoredParts { path, connection, did, edition, next: 0, left: kept }))
+    }
+
+    /// Counts leaves of many accounts; `None` if there is no file.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn counter(&self) -> Result<Option<LeavesCounter>, StoreError> {
         if !self.path.exists() {
             return Ok(None);
         }
@@ -308,13 +322,28 @@ impl LeavesReader {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.path, flags).map_err(failed)?;
         connection.busy_timeout(Duration::from_secs(BUSY_SECONDS)).map_err(failed)?;
+        Ok(Some(LeavesCounter { path: self.path.clone(), connection }))
+    }
+}
+
+/// Counts what is there of an account.
+pub struct LeavesCounter {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl LeavesCounter {
+    /// Leaves of an account's edition.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn count(&self, did: &str, edition: u32) -> Result<u64, StoreError> {
         let select = "SELECT ifnull(sum(records), 0) FROM parts WHERE did = ?1 AND edition = ?2";
-        let there = connection.query_row(select, params![did, edition], |row| row.get::<_, i64>(0));
-        if there.map_err(failed)?.cast_unsigned() != kept {
-            return Ok(None);
-        }
-        let (path, did) = (self.path.clone(), did.to_owned());
-        Ok(Some(StoredParts { path, connection, did, edition, next: 0, left: kept }))
+        let statement = self.connection.prepare_cached(select);
+        let count = statement.and_then(|mut statement| {
+            statement.query_row(params![did, edition], |row| row.get::<_, i64>(0))
+        });
+        count.map(i64::cast_unsigned).map_err(|error| StoreError::sqlite(&self.path, error))
     }
 }
 

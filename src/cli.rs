@@ -62,6 +62,8 @@ pub enum Command {
     Users(crate::commands::users::Flags),
     /// Show what each run over the data directory did
     Runs(crate::commands::runs::Flags),
+    /// Wait no more for a sink that is no longer configured; stop the daemon first
+    LetSinkGo(LetSinkGo),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Print the man page
@@ -322,6 +324,17 @@ pub struct QueueItems {
     pub json: bool,
 }
 
+/// `skyfill let-sink-go`.
+#[derive(Debug, Args)]
+pub struct LetSinkGo {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see Common")]
+    pub common: Common,
+    /// The sink: NAME of its [sink.NAME]. What it holds stays where it is; added again, it begins anew at another place
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
 /// `skyfill completions`.
 #[derive(Debug, Args)]
 pub struct Completions {
@@ -557,7 +570,8 @@ mod tests {
         }
         let root = Cli::command();
         for command in root.get_subcommands() {
-            assert!(man.contains(command.get_name()), "{}", command.get_name());
+            let name = command.get_name();
+            assert!(man.contains(&name.replace('-', "\\-")), "{name}");
             for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
                 assert!(man.contains(&flag.replace('-', "\\-")), "{flag}");
             }

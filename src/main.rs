@@ -12,8 +12,8 @@ use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::commands::verify::Agreement;
 use skyfill::commands::{
-    check, determine, dry_run, experiment, forget, identities, provenance, queue, recheck, retry,
-    run, runs, status, users, verify, verify_car,
+    check, determine, dry_run, experiment, forget, identities, let_sink_go, provenance, queue,
+    recheck, retry, run, runs, status, users, verify, verify_car,
 };
 use skyfill::config::file::{self, Assignment, Loaded, Mode};
 use skyfill::config::settings::Settings;
@@ -57,6 +57,7 @@ fn main() -> ProcessExit {
         Command::Determine(args) => run_determine(&args),
         Command::Users(args) => run_users(&args),
         Command::Runs(args) => run_runs(&args),
+        Command::LetSinkGo(args) => run_let_sink_go(&args),
         Command::Completions(args) => {
             printed(cli::write_completions(args.shell, &mut io::stdout()))
         }
@@ -289,6 +290,11 @@ fn run_users(args: &users::Flags) -> Result<ExitCode, CommandError> {
 fn run_runs(args: &runs::Flags) -> Result<ExitCode, CommandError> {
     let settings = settings(&args.common, &args.common.assignments())?;
     runs::run(&settings.data_dir, args, &mut io::stdout()).map(|()| ExitCode::Done)
+}
+
+fn run_let_sink_go(args: &cli::LetSinkGo) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.common.assignments())?;
+    let_sink_go::run(&settings, &args.name, &mut io::stdout()).map(|()| ExitCode::Done)
 }
 
 /// A closed pipe on stdout is success: whoever read it has what it wanted.

@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use skyfill::config::file::{Assignment, ConfigError, Loaded, Mode, load, parse};
 use skyfill::config::keys::KEYS;
-use skyfill::config::settings::{Cidr, Compression, LogFormat, Settings, cores};
+use skyfill::config::settings::{
+    Cidr, Compression, LogFormat, Settings, SinkForm, SinkPlace, SinkSettings, cores,
+};
+use skyfill::config::sinks::SINK_KEYS;
 use skyfill::config::targets::{Counts, ListSource, Target, TargetError, from_reader, open};
 use skyfill::config::written::Written;
 use skyfill::domain::filter::{Kind, Offsets, Outside, TypeEntry};
@@ -412,6 +415,103 @@ fn the_shipped_file_is_the_defaults_and_misses_no_key() {
     written.sort();
     known.sort_unstable();
     assert_eq!(written, known);
+}
+
+/// The example of a sink in the shipped file, uncommented.
+fn shipped_sink() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/skyfill.toml");
+    let text = fs::read_to_string(path).unwrap();
+    let (_, example) = text.split_once("# [sink.files]\n").unwrap();
+    let lines = example.lines().map(|line| line.strip_prefix("# ").unwrap());
+    format!("[sink.files]\n{}\n", lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn the_shipped_example_of_a_sink_is_a_sink_with_the_defaults_and_names_every_key() {
+    let text = shipped_sink();
+    let place = SinkPlace::Folder("/srv/skyfill".into());
+    let sink = SinkSettings::new("files", SinkForm::JsonLines, place);
+    assert_eq!(settings(&text).sinks, [sink]);
+    let as_url: Vec<&str> = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(key) if SINK_KEYS.iter().any(|it| key.starts_with(&format!("{it} ="))) => key,
+            _ => line,
+        })
+        .filter(|line| !line.starts_with("path"))
+        .collect();
+    let sinks = settings(&as_url.join("\n")).sinks;
+    let SinkPlace::Bucket(bucket) = &sinks[0].place else { panic!("{sinks:?}") };
+    assert_eq!((bucket.bucket.as_str(), bucket.prefix.as_str()), ("bucket", "skyfill"));
+    assert_eq!(bucket.endpoint.as_ref().unwrap().as_str(), "https://minio.example.org/");
+    assert_eq!(bucket.credentials, Some("/etc/skyfill/s3".into()));
+    for key in SINK_KEYS {
+        assert!(text.contains(&format!("{key} = ")), "{key} is not in the example");
+    }
+}
+
+#[test]
+fn several_sinks_are_read_by_name_and_set_from_the_command_line() {
+    let text = "sink.b.type = \"parquet\"\nsink.b.path = \"b\"\n[sink.a]\ntype = \"jsonl\"\n\
+                path = \"a\"\ncompression = \"none\"\nfile_bytes = \"1MiB\"\nfile_age = \"30s\"\n";
+    let sinks = settings(text).sinks;
+    let told: Vec<_> = sinks.iter().map(|it| (it.name.as_str(), it.form, it.zstd)).collect();
+    assert_eq!(told, [("a", SinkForm::JsonLines, false), ("b", SinkForm::Parquet, true)]);
+    assert_eq!((sinks[0].file_bytes, sinks[0].file_age.as_secs()), (1 << 20, 30));
+    let read = set(&["sink.x-1.type=jsonl", "sink.x-1.url=s3://b/p/", "sink.x-1.file_age=5s"]);
+    let sinks = read.unwrap().settings.sinks;
+    assert_eq!((sinks[0].place.to_string(), sinks[0].file_age.as_secs()), ("s3://b/p".into(), 5));
+}
+
+#[test]
+fn wrong_sinks_name_key_and_line() {
+    let good = "[sink.x]\ntype = \"jsonl\"\npath = \"p\"\n";
+    for (text, wanted) in [
+        (
+            "[sink.x]\n".to_owned(),
+            vec!["1: sink.x.type: is required", "1: sink.x: one of path and url"],
+        ),
+        (
+            format!("{good}compresion = \"none\"\n"),
+            vec!["4: sink.x.compresion: unknown key, did you mean sink.x.compression?"],
+        ),
+        (
+            format!("{good}zzzzzz = 1\n"),
+            vec!["4: sink.x.zzzzzz", "the keys of [sink.x] are type, path"],
+        ),
+        (format!("{good}file_bytes = 5\n"), vec!["4: sink.x.file_bytes", "a unit is missing"]),
+        (
+            format!("{good}compression = \"gzip\"\n"),
+            vec!["4: sink.x.compression", "\"zstd\", \"none\""],
+        ),
+        (format!("{good}url = \"s3://b\"\n"), vec!["4: sink.x.url: path and url are two places"]),
+        (format!("{good}region = \"r\"\n"), vec!["4: sink.x.region: only a sink with a url"]),
+        (
+            "[sink.X]\ntype = \"jsonl\"\n".to_owned(),
+            vec!["2: sink.X.type: X: a sink's name has small letters"],
+        ),
+        (
+            "[sink]\ntype = \"jsonl\"\n".to_owned(),
+            vec!["2: sink.type: is a sink, write [sink.type]"],
+        ),
+        ("sink = 1\n".to_owned(), vec!["1: sink: is a section, write [sink.NAME]"]),
+        (
+            "[sink.x]\ntype = \"csv\"\nurl = \"gs://b\"\n".to_owned(),
+            vec!["2: sink.x.type", "3: sink.x.url", "only s3 is spoken"],
+        ),
+        (
+            format!("{good}{}", good.replace("sink.x", "sink.y")),
+            vec!["sink.y: p is where sink.x writes, too"],
+        ),
+        ("[sinks.x]\ntype = \"jsonl\"\n".to_owned(), vec!["sinks"]),
+    ] {
+        let said = parse(Some(&text), None, &[], Mode::Backfill).unwrap_err().to_string();
+        assert_says(&text, &said, &wanted);
+    }
+    let said = set(&["sink.x.typ=jsonl"]).unwrap_err().to_string();
+    assert_says("", &said, &["--set sink.x.typ=jsonl", "did you mean sink.x.type?"]);
+    // An empty table asks for nothing.
+    assert_eq!(settings("[sink]\n").sinks, []);
 }
 
 #[test]

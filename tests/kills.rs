@@ -15,6 +15,8 @@
     clippy::disallowed_methods
 )]
 
+#[path = "sinks/read.rs"]
+mod read;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -70,6 +72,8 @@ struct Scene {
     more: Vec<String>,
     /// The accounts as they are, made once: every data directory is judged by them.
     accounts: Vec<WorldAccount>,
+    /// Beside the queues there is a sink to files, whose crash points are passed, too.
+    has_sink: bool,
 }
 
 impl Scene {
@@ -80,7 +84,7 @@ impl Scene {
         std::fs::write(folder.path().join("dids.txt"), list).unwrap();
         let more = more.iter().map(|text| (*text).to_owned()).collect();
         let accounts = network.expected().collect();
-        Self { network, folder, more, accounts }
+        Self { network, folder, more, accounts, has_sink: false }
     }
 
     /// Accounts with about 100 records each on four hosts that take their time, `pace` bytes a second for each transfer.
@@ -106,7 +110,18 @@ impl Scene {
 
     fn arguments(&self, data: &Path) -> Vec<String> {
         let list = self.data("dids.txt");
-        backfill(data, ["--dids-file", list.to_str().unwrap()], &self.network, &self.more)
+        let mut more = self.more.clone();
+        if self.has_sink {
+            let place = format!("sink.lines.path={}", Self::place(data).display());
+            let set = ["sink.lines.type=jsonl", &place, "sink.lines.file_age=1ms"];
+            more.extend(set.into_iter().flat_map(|it| ["--set".to_owned(), it.to_owned()]));
+        }
+        backfill(data, ["--dids-file", list.to_str().unwrap()], &self.network, &more)
+    }
+
+    /// Where the sink of a data directory writes.
+    fn place(data: &Path) -> PathBuf {
+        data.with_extension("lines")
     }
 
     fn start(&self, data: &Path) -> Running {
@@ -121,8 +136,11 @@ impl Scene {
         self.start(data).finish(PATIENCE).expect_code(0)
     }
 
-    /// What the queues hold, after `verify` has agreed.
+    /// What the queues hold, after `verify` has agreed, and the sink with them.
     fn verdict(&self, data: &Path) -> Verdict {
+        if self.has_sink {
+            read::assert_same(&read::held(&Self::place(data)), data);
+        }
         let text = data.to_str().unwrap();
         skyfill().run(&["verify", "--data-dir", text], PATIENCE).expect_code(0);
         judge(data, self.accounts.iter().cloned(), &Options::default())
@@ -317,7 +335,8 @@ fn a_crash_at_every_named_point_loses_nothing_and_doubles_nothing() {
     assert!(points.len() >= 20, "{points:?}");
     // Accounts come one after the other and far enough apart for a settle, so that every point is passed several times.
     let shape = Shape { seed: 32, accounts: 5, hosts: 1, records: Records::Fixed(40), odd: false };
-    let scene = Scene::new(&shape, &["--batch-size", "1"]);
+    let mut scene = Scene::new(&shape, &["--batch-size", "1"]);
+    scene.has_sink = true;
     let slow = Fault::SlowHeaders(Duration::from_millis(900));
     scene.network.faults().script(Place::Repo, Target::Any, [slow], Then::Repeat);
     let cases: Vec<(&String, u64)> =

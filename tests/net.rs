@@ -103,6 +103,7 @@ fn settings(allow: &[&str]) -> Settings {
         rows_per_item: 1,
         metrics: Metrics { listen: None, public: false },
         log: Log { level: tracing::Level::INFO, format: LogFormat::Text },
+        sinks: Vec::new(),
     }
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //!  syntax and meaning   config::file, every error at once          78, or 77 where the file may not be read
 //!  environment          lists, data directory, free space,         78, or 77
-//!                       listen address; the directory's name       a warning
+//!                       places of sinks, listen address;
+//!                       the directory's name                       a warning
 //! ```
 //! What the daemon of this same data directory holds is no error: the reload of a running daemon checks first.
 //! Nothing is left behind: a missing data directory is not made. The result goes to stdout, as text or (`--json`) as one
@@ -18,6 +19,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::cli;
+use crate::commands::check_sinks::{self, Wrong};
 use crate::config::file::{Mode, load};
 use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource, Target};
@@ -56,6 +58,16 @@ impl Findings {
         self.warnings.push(text);
     }
 
+    fn sinks(&mut self, wrong: Vec<Wrong>) {
+        for wrong in wrong {
+            match wrong {
+                Wrong::Error(text) => self.error(text),
+                Wrong::Permission(text) => self.permission(text),
+                Wrong::Warning(text) => self.warn(text),
+            }
+        }
+    }
+
     fn code(&self, deny_warnings: bool) -> ExitCode {
         let is_bad = !self.errors.is_empty() || (deny_warnings && !self.warnings.is_empty());
         match (is_bad, self.is_permission) {
@@ -81,6 +93,7 @@ fn examine(args: &cli::Check) -> Findings {
     match load(args.common.config.as_deref(), &args.common.assignments(), Mode::Run) {
         Ok(loaded) => {
             found.warnings = loaded.warnings;
+            found.sinks(check_sinks::features(&loaded.settings));
             if !args.no_environment {
                 environment(&loaded.settings, &mut found);
             }
@@ -122,6 +135,7 @@ fn environment(settings: &Settings, found: &mut Findings) {
     for mirror in &settings.identity.mirrors {
         directory("identity.mirrors", mirror, found);
     }
+    found.sinks(check_sinks::environment(settings));
     if !is_ours_running {
         listen(settings, found);
     }

@@ -2,12 +2,14 @@
 
 pub mod backfill;
 pub mod check;
+pub mod check_sinks;
 pub mod determine;
 pub mod dry_run;
 pub mod error;
 pub mod experiment;
 pub mod forget;
 pub mod identities;
+pub mod let_sink_go;
 pub mod live;
 pub mod opening;
 pub mod output;

@@ -79,6 +79,12 @@ impl Assignment {
         Ok(())
     }
 
+    /// Its value where a text is wanted.
+    #[must_use]
+    pub fn text(&self) -> Value {
+        self.scalar(&self.value, Form::Text)
+    }
+
     fn read(&self, key: &Key) -> Read<Value> {
         let Some(element) = key.form.element() else {
             return Ok(self.scalar(&self.value, key.form));

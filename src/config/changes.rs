@@ -42,10 +42,12 @@ pub fn changes(old: &Settings, new: &Settings) -> Vec<Change> {
         let (from, to) = (show(old), show(new));
         (from != to).then(|| Change { key, effect: *effect, from: short(&from), to: short(&to) })
     };
-    TABLE.iter().filter_map(differs).collect()
+    let sinks: (&'static str, Effect, Show) =
+        ("sink", Effect::Restart, |it| format!("{:?}", it.sinks));
+    TABLE.iter().chain([&sinks]).filter_map(differs).collect()
 }
 
-/// Every key with its effect and a text that differs when the value does.
+/// Every key but those of sinks with its effect and a text that differs when the value does.
 const TABLE: &[(&str, Effect, Show)] = &[
     ("data_dir", Effect::Fixed, |it| format!("{}", it.data_dir.display())),
     ("source.files", Effect::Now, |it| format!("{:?}", it.source.files)),

@@ -15,8 +15,9 @@ pub use crate::config::assign::Assignment;
 use crate::config::keys::{KEYS, Key, sections};
 use crate::config::nearest::nearest;
 use crate::config::settings::{Settings, cores};
+use crate::config::sinks::Drafts;
 use crate::config::units::{format_duration, format_size};
-use crate::config::written::{Data, Entry, Place, Written, short};
+use crate::config::written::{Data, Entry, Place, Value, Written, short};
 
 /// Bytes of a configuration file: about 120,000 DIDs in `source.dids`; more belong into a list.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -184,6 +185,7 @@ struct Draft<'f> {
     file: Option<&'f Path>,
     mode: Mode,
     settings: Settings,
+    sinks: Drafts,
     /// Where each key was last set, also if its value was wrong.
     places: BTreeMap<&'static str, Place>,
     wrong: BTreeSet<&'static str>,
@@ -201,6 +203,7 @@ impl<'f> Draft<'f> {
             file,
             mode,
             settings,
+            sinks: Drafts::default(),
             places: BTreeMap::new(),
             wrong: BTreeSet::new(),
             problems: Vec::new(),
@@ -223,6 +226,9 @@ impl<'f> Draft<'f> {
         if is_section && entry.value.data == Data::Table {
             return;
         }
+        if Drafts::owns(&entry.key) {
+            return self.enter_sink(&entry.key, &entry.value);
+        }
         let Some(key) = Key::find(&entry.key) else {
             return self.unknown(&entry.key, place, entry.value.data == Data::Table);
         };
@@ -235,6 +241,9 @@ impl<'f> Draft<'f> {
 
     fn assign(&mut self, assignment: &Assignment) {
         let (name, _) = assignment.target();
+        if Drafts::owns(name) {
+            return self.enter_sink(name, &assignment.text());
+        }
         let Some(key) = Key::find(name) else {
             return self.unknown(name, assignment.place(), false);
         };
@@ -244,6 +253,12 @@ impl<'f> Draft<'f> {
             faults.into_iter().for_each(|fault| self.problem(fault.place, key.name, fault.text));
         } else {
             self.forgive(key.name);
+        }
+    }
+
+    fn enter_sink(&mut self, key: &str, value: &Value) {
+        if let Err(faults) = self.sinks.enter(key, value) {
+            faults.into_iter().for_each(|fault| self.problem(fault.place, key, fault.text));
         }
     }
 
@@ -409,6 +424,9 @@ impl<'f> Draft<'f> {
     }
 
     fn finish(mut self) -> Result<Loaded, ConfigError> {
+        let (sinks, wrong) = std::mem::take(&mut self.sinks).finish();
+        wrong.into_iter().for_each(|(key, fault)| self.problem(fault.place, &key, fault.text));
+        self.settings.sinks = sinks;
         if !self.problems.is_empty() {
             return Err(ConfigError::Invalid(self.problems));
         }

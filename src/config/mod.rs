@@ -10,6 +10,7 @@ pub mod list_queue;
 pub mod nearest;
 pub mod read;
 pub mod settings;
+pub mod sinks;
 pub mod targets;
 pub mod units;
 pub mod written;

@@ -37,6 +37,8 @@ pub struct Settings {
     pub metrics: Metrics,
     /// Log.
     pub log: Log,
+    /// Sinks beside the queues, by name.
+    pub sinks: Vec<SinkSettings>,
 }
 
 /// `[source]`.
@@ -251,6 +253,65 @@ pub enum LogFormat {
     Json,
 }
 
+/// `[sink.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkSettings {
+    /// The name that the ledger remembers it by.
+    pub name: String,
+    /// What it writes.
+    pub form: SinkForm,
+    /// Where.
+    pub place: SinkPlace,
+    /// Whether what it writes is compressed.
+    pub zstd: bool,
+    /// Bytes of rows, as JSON, after which its files are closed.
+    pub file_bytes: u64,
+    /// Age after which they are closed all the same.
+    pub file_age: Duration,
+}
+
+/// `sink.NAME.type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkForm {
+    /// One record a line, as in the queues.
+    JsonLines,
+    /// One schema a record type, by day.
+    Parquet,
+}
+
+/// `sink.NAME.path` or `sink.NAME.url`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkPlace {
+    /// A directory.
+    Folder(PathBuf),
+    /// An object store.
+    Bucket(Bucket),
+}
+
+/// A place in an object store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Its name.
+    pub bucket: String,
+    /// What stands before every key, without a slash at its end; may be empty.
+    pub prefix: String,
+    /// The server, where it is not the provider's own.
+    pub endpoint: Option<url::Url>,
+    /// The region.
+    pub region: Option<String>,
+    /// A file of credentials; without it they come from the environment.
+    pub credentials: Option<PathBuf>,
+}
+
+impl SinkSettings {
+    /// A sink with the defaults of everything else.
+    #[must_use]
+    pub fn new(name: &str, form: SinkForm, place: SinkPlace) -> Self {
+        let (file_bytes, file_age) = (256 << 20, MINUTE * 10);
+        Self { name: name.to_owned(), form, place, zstd: true, file_bytes, file_age }
+    }
+}
+
 impl Default for Settings {
     /// What `config/skyfill.toml` says, with the data directory of `backfill` and no source.
     fn default() -> Self {
@@ -268,6 +329,7 @@ impl Default for Settings {
             rows_per_item: 1_000,
             metrics: Metrics::default(),
             log: Log { level: tracing::Level::INFO, format: LogFormat::Text },
+            sinks: Vec::new(),
         }
     }
 }

@@ -147,7 +147,7 @@ impl<'t> Source<'t> {
         Self { text, origin, line_starts }
     }
 
-    /// Two levels: keys of the top and of sections. What lies deeper is no known key and is named as it is.
+    /// Two levels: keys of the top and of sections, and the sinks' three. What lies deeper is no known key and is named as it is.
     fn walk(&self, section: &str, table: &DeTable<'_>, entries: &mut Vec<Entry>) {
         for (name, value) in table {
             let key = match section {
@@ -155,7 +155,9 @@ impl<'t> Source<'t> {
                 _ => format!("{section}.{}", name.get_ref()),
             };
             match value.get_ref() {
-                DeValue::Table(inner) if section.is_empty() && !inner.is_empty() => {
+                DeValue::Table(inner)
+                    if (section.is_empty() || section == "sink") && !inner.is_empty() =>
+                {
                     self.walk(&key, inner, entries);
                 }
                 _ => {

@@ -9,6 +9,7 @@ use crate::config::settings::Settings;
 use crate::domain::ledger::Event;
 use crate::pipeline::data::{Data, LEDGER_FILE};
 use crate::pipeline::forget;
+use crate::sink::files::configured;
 use crate::sink::leaves::LeavesFile;
 use crate::sink::sqlite::{SqliteQueues, file_name};
 use crate::store::apply::{Applier, Sink};
@@ -63,7 +64,9 @@ impl Disk {
         let (segment, ledger_path) = (rows.segment()?, dir.join(LEDGER_FILE));
         forget::finish(&mut rows, &dir.join("queue"))?;
         let mut sinks = sinks.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<String> = sinks.iter().map(|sink| sink.name.clone()).collect();
+        let mut configured = configured(&settings.sinks, &dir.join("sink"), clock)?;
+        let all = configured.iter().chain(sinks.iter());
+        let names: Vec<String> = all.map(|sink| sink.name.clone()).collect();
         let forgotten = journal.lock().unwrap_or_else(PoisonError::into_inner).forgotten();
         let labels = transformer.queues();
         let waiting = Waiting::new(&names, &positions, forgotten, &data_id, labels)?;
@@ -90,8 +93,8 @@ impl Disk {
         let (applier, applier_thread) =
             Applier::start_beside(beside, journal_too, queues, follower, health.clone())?;
         // Taken only now: what found the disk full before is tried again with them.
-        let taken = std::mem::take(&mut *sinks);
-        let mut threads = waiting.start(taken, &journal, &applier, health, clock)?;
+        configured.append(&mut sinks);
+        let mut threads = waiting.start(configured, &journal, &applier, health, clock)?;
         threads.extend([applier_thread, ledger_thread]);
         let names = transformer.pseudonyms().cloned();
         Ok(Self { ledger, journal, applier, followers, names, threads, dir, recovered })

@@ -337,6 +337,7 @@ impl Pipeline {
             let journal = self.disk.journal.lock();
             journal.unwrap_or_else(std::sync::PoisonError::into_inner).newest()
         };
+        self.disk.followers.finish();
         self.disk.followers.passed_by(newest).await;
     }
 

@@ -60,6 +60,12 @@ impl SegmentReader {
         })
     }
 
+    /// Its accounts whose items are given, also those without items.
+    pub fn accounts(&self) -> impl Iterator<Item = &Revision> {
+        let accounts = self.table.accounts.iter().enumerate();
+        accounts.filter(|(index, _)| !self.is_passed_over(*index)).map(|(_, it)| &it.revision)
+    }
+
     /// Where a sink is once it has taken all of this segment, also one without items.
     #[must_use]
     pub fn end(&self) -> Position {

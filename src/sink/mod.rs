@@ -105,6 +105,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[doc(hidden)]
+pub mod files;
 mod items;
 #[doc(hidden)]
 pub mod leaves;
@@ -199,11 +201,20 @@ pub trait Sink: Send {
     fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError>;
 
     /// Makes everything taken durable; gives each of its parts (files, partitions; one with any name if it has none) with its
-    /// position. What lies before all of them may be removed from the journal.
+    /// position. What lies before all of them may be removed from the journal. A sink may keep something back for a while, to
+    /// make larger files of it, and gives the position before that: it is asked again twice a second.
     ///
     /// # Errors
     /// See above.
     fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError>;
+
+    /// As [`Sink::settle`], and keeps nothing back for later: the end of a run waits for it.
+    ///
+    /// # Errors
+    /// See above.
+    fn finish(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+        self.settle()
+    }
 
     /// Gives space back that it can do without: the disk is full.
     fn shrink(&mut self) {}

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -22,9 +23,12 @@ use crate::clock::{Clock, Instant};
 use crate::sink::{Position, Sink, Start};
 use crate::store::apply::Applier;
 use crate::store::error::StoreError;
+use crate::store::follow_names::check_names;
 use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::segment::SegmentReader;
+
+pub use crate::store::follow_names::ledger_label;
 
 /// Segments taken before they are settled together, as the applier does it.
 const SETTLE_SEGMENTS: u64 = 16;
@@ -37,12 +41,6 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// When everything stops, a sink still takes what is sealed for this long; the rest comes with the next start.
 const LAST_TAKE: Duration = Duration::from_secs(20);
-
-/// Bytes of a sink's name.
-const NAME_BYTES_MAX: usize = 64;
-
-/// What stands before a sink's name in the ledger, so that it is no queue's.
-const LEDGER_PREFIX: &str = "sink:";
 
 /// A sink and the name that the ledger knows it by.
 pub struct NamedSink {
@@ -69,6 +67,8 @@ pub struct Followed {
 #[derive(Clone, Debug, Default)]
 pub struct Followers {
     wakes: Vec<SyncSender<Command>>,
+    /// Somebody waits for the end of what is sealed: nothing is kept back.
+    is_finishing: Arc<AtomicBool>,
     told: Option<Arc<watch::Sender<Vec<Followed>>>>,
 }
 
@@ -84,12 +84,6 @@ pub struct Waiting {
     /// What others see of them.
     pub followers: Followers,
     places: Vec<(Receiver<Command>, Start)>,
-}
-
-/// Position of a sink in the ledger.
-#[must_use]
-pub fn ledger_label(name: &str) -> String {
-    format!("{LEDGER_PREFIX}{name}")
 }
 
 impl Waiting {
@@ -119,7 +113,8 @@ impl Waiting {
             places.push((woken, Start { directory, known, labels }));
         }
         let told = (!told.is_empty()).then(|| Arc::new(watch::Sender::new(told)));
-        Ok(Self { followers: Followers { wakes, told }, places })
+        let is_finishing = Arc::default();
+        Ok(Self { followers: Followers { wakes, is_finishing, told }, places })
     }
 
     /// Starts the threads of `sinks`, whose names were given in this order.
@@ -136,7 +131,8 @@ impl Waiting {
     ) -> Result<Vec<JoinHandle<()>>, StoreError> {
         let Self { followers, places } = self;
         let mut threads = Vec::new();
-        let Some(told) = followers.told else { return Ok(threads) };
+        let Followers { told, is_finishing, .. } = followers;
+        let Some(told) = told else { return Ok(threads) };
         for (index, (named, place)) in sinks.into_iter().zip(places).enumerate() {
             let (NamedSink { name, sink }, (woken, start)) = (named, place);
             let thread = Thread {
@@ -149,7 +145,9 @@ impl Waiting {
                 applier: applier.clone(),
                 health: health.clone(),
                 clock: clock.clone(),
+                is_finishing: Arc::clone(&is_finishing),
                 taken: start.known,
+                settled: start.known,
                 unsettled: 0,
                 ends_at: None,
                 is_over: false,
@@ -162,31 +160,18 @@ impl Waiting {
     }
 }
 
-fn check_names(names: &[String], known: &HashMap<String, Position>) -> Result<(), StoreError> {
-    let is_good = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || b"-_".contains(&it);
-    for (index, name) in names.iter().enumerate() {
-        let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_good);
-        if !is_name || names[..index].contains(name) {
-            let text = "a sink needs a name of its own, of small letters, digits, - and _";
-            return Err(StoreError::Config(format!("{name:?}: {text}")));
-        }
-    }
-    let mut followed = known.keys().filter_map(|label| label.strip_prefix(LEDGER_PREFIX));
-    match followed.find(|name| !names.iter().any(|it| it == name)) {
-        Some(name) => Err(StoreError::Config(format!(
-            "the sink {name} follows this data directory and is not there: rows would pass it by. Run with it, or let it go \
-             for good (Backfill::let_sink_go)"
-        ))),
-        None => Ok(()),
-    }
-}
-
 impl Followers {
     /// Says that there may be new segments.
     pub fn wake(&self) {
         for wake in &self.wakes {
             let _already_awake = wake.try_send(Command::Look);
         }
+    }
+
+    /// From now on nothing is kept back: somebody waits for [`Followers::passed_by`].
+    pub fn finish(&self) {
+        self.is_finishing.store(true, Ordering::Release);
+        self.wake();
     }
 
     /// Lets them take what is sealed, settle and end.
@@ -250,7 +235,9 @@ struct Thread {
     applier: Applier,
     health: Health,
     clock: Clock,
+    is_finishing: Arc<AtomicBool>,
     taken: Position,
+    settled: Position,
     /// Segments taken since the last settle.
     unsettled: u64,
     /// Everything stops: until when segments are still taken.
@@ -277,6 +264,7 @@ impl Thread {
     fn follow(&mut self, start: &Start) -> Result<(), StoreError> {
         let Some(position) = self.patiently(|sink| sink.begin(start))? else { return Ok(()) };
         self.check(position)?;
+        // What it has beyond what the ledger knows is settled like everything else, before it is told.
         self.taken = position;
         tracing::info!(sink = %self.name, segment = position.segment, "a sink follows");
         loop {
@@ -289,12 +277,16 @@ impl Thread {
                 return Ok(());
             }
             if self.ends_at.is_some() {
-                self.settle()?;
+                self.settle_by(|sink| sink.finish())?;
                 return self.patiently(|sink| sink.close()).map(drop);
+            }
+            if self.is_finishing.load(Ordering::Acquire) && self.settled < self.taken {
+                self.settle_by(|sink| sink.finish())?;
             }
             match self.woken.recv_timeout(QUIET) {
                 Ok(command) => self.hear(command),
-                Err(RecvTimeoutError::Timeout) if self.unsettled > 0 => self.settle()?,
+                // What it has kept back is asked for again: it may be old enough by now.
+                Err(RecvTimeoutError::Timeout) if self.settled < self.taken => self.settle()?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => self.is_over = true,
             }
@@ -370,10 +362,21 @@ impl Thread {
     }
 
     fn settle(&mut self) -> Result<(), StoreError> {
-        let Some(parts) = self.patiently(|sink| sink.settle())? else { return Ok(()) };
+        self.settle_by(|sink| sink.settle())
+    }
+
+    fn settle_by(
+        &mut self,
+        settle: impl FnMut(&mut dyn Sink) -> Result<Vec<(String, Position)>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let Some(parts) = self.patiently(settle)? else { return Ok(()) };
         let least = parts.into_iter().map(|(_, position)| position).min();
         let settled = least.unwrap_or(self.taken).min(self.taken);
         self.unsettled = 0;
+        if settled <= self.settled {
+            return Ok(());
+        }
+        self.settled = settled;
         self.tell(|it| it.settled = it.settled.max(settled));
         // What everybody has can be removed, which somebody may be waiting for.
         self.applier.wake();
@@ -395,6 +398,11 @@ impl Thread {
             };
             let error = self.named(error);
             self.wait_for(Some(error.to_string()));
+            if !self.has_time() {
+                // The end does not wait for it any longer; the next start goes on where it is.
+                self.is_over = true;
+                return Ok(None);
+            }
             self.sink.shrink();
             let until = self.clock.now() + RETRY;
             while let left = until.saturating_duration_since(self.clock.now())

@@ -14,6 +14,7 @@ mod door;
 pub mod durable;
 pub mod error;
 pub mod follow;
+mod follow_names;
 pub mod health;
 pub mod items;
 pub mod journal;

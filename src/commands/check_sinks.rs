@@ -1,0 +1,71 @@
+//! The part of `skyfill check` that looks at the sinks: what this build can do, and the places that they write to.
+//!
+//! ```text
+//!  feature compiled in           an error, also with --no-environment
+//!  directory ours and writable   an error; one that is not there yet must be possible to make
+//!  bucket                        no rights or no bucket: an error; no answer: a warning
+//! ```
+//! Nothing is written anywhere.
+
+use std::path::Path;
+
+use crate::config::settings::{Bucket, Settings, SinkPlace};
+use crate::sink::files::{look_at, missing_feature, place_refusal};
+use crate::store::error::StoreError;
+
+/// What is wrong with a sink.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// An error.
+    Error(String),
+    /// An error of permission.
+    Permission(String),
+    /// It may be better when it matters.
+    Warning(String),
+}
+
+/// What this build cannot do.
+#[must_use]
+pub fn features(settings: &Settings) -> Vec<Wrong> {
+    settings.sinks.iter().filter_map(missing_feature).map(Wrong::Error).collect()
+}
+
+/// What is wrong with the places of the sinks.
+#[must_use]
+pub fn environment(settings: &Settings) -> Vec<Wrong> {
+    let mut wrong = Vec::new();
+    for sink in &settings.sinks {
+        let named = |text: &str| format!("sink.{}: {text}", sink.name);
+        match &sink.place {
+            SinkPlace::Folder(path) => {
+                let refused = place_refusal(path).or_else(|| unwritable(path));
+                wrong.extend(refused.map(|text| Wrong::Permission(named(&text))));
+            }
+            SinkPlace::Bucket(bucket) => wrong.extend(reach(&sink.name, bucket)),
+        }
+    }
+    wrong
+}
+
+fn unwritable(path: &Path) -> Option<String> {
+    use rustix::fs::Access;
+    let existing = path.ancestors().find(|part| part.exists());
+    let existing = existing.filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !existing.is_dir() {
+        return Some(format!("{}: is not a directory", existing.display()));
+    }
+    rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK).err().map(|_| {
+        let user = rustix::process::geteuid().as_raw();
+        format!("{}: user {user} may not write to it", existing.display())
+    })
+}
+
+fn reach(name: &str, bucket: &Bucket) -> Option<Wrong> {
+    let named = |text: String| format!("sink.{name}: {text}");
+    match look_at(bucket) {
+        Ok(()) => None,
+        Err(StoreError::Permission(text)) => Some(Wrong::Permission(named(text))),
+        Err(StoreError::Busy { source, .. }) => Some(Wrong::Warning(named(source.to_string()))),
+        Err(error) => Some(Wrong::Error(named(error.to_string()))),
+    }
+}

@@ -135,6 +135,42 @@ fn several_sinks_beside_the_queues_hold_what_the_queues_hold() {
     assert_eq!(held(&scene.places[0]).manifests, 2);
 }
 
+/// Anonymous memory beside `limits.memory`, also with sinks.
+const BASE_BYTES: u64 = 64 << 20;
+
+#[test]
+fn sinks_stay_within_the_base_of_memory_and_leave_room_in_a_small_journal() {
+    let records = Records::Fixed(25_000);
+    let job = job(&Shape { seed: 81, accounts: 4, hosts: 2, records, odd: false });
+    let limits = ["limits.memory=64MiB", "limits.journal=32MiB"].map(str::to_owned);
+    let limits: Vec<String> = limits.into_iter().flat_map(|it| ["--set".to_owned(), it]).collect();
+    let run = |name: &str, flags: &[String]| {
+        let data = job.path(name);
+        let arguments = [job.arguments(&data), limits.clone(), flags.to_vec()].concat();
+        // Everything that the sink keeps back by itself is more than the journal holds.
+        let finished = job.skyfill().run(&arguments, PATIENCE).expect_code(0);
+        let peak = finished.usage.anonymous_peak_bytes;
+        assert!(peak <= (64 << 20) + BASE_BYTES, "{name}: {} MiB", peak >> 20);
+        (peak >> 20, finished.usage.cpu_seconds())
+    };
+    let without = run("without", &[]);
+    let lines = Scene::new(&job, "with-lines", &[]);
+    let with_lines = run("with-lines", &lines.flags);
+    assert_same(&held(&lines.places[0]), &lines.data);
+    let mut with_parquet = (0, 0.0);
+    if has_parquet() {
+        let mut columns = Scene::parquet(&job, "with-parquet", &[("file_bytes", "16MiB")]);
+        // Later wins: files large enough that writing them meets the work.
+        columns.flags.extend(["--set", "limits.journal=1GiB"].map(str::to_owned));
+        with_parquet = run("with-parquet", &columns.flags);
+        assert_same(&held(&columns.places[0]), &columns.data);
+    }
+    println!(
+        "100,000 records at limits.memory = 64MiB, anonymous peak (MiB) and CPU (s): queues {without:?}, with two sinks of JSON \
+         lines {with_lines:?}, with Parquet {with_parquet:?}"
+    );
+}
+
 /// Whether this build writes Parquet, and DuckDB is there to read it.
 fn has_parquet() -> bool {
     cfg!(feature = "parquet") && read::python().is_some()

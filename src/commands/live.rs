@@ -9,6 +9,7 @@ use crate::ops::progress::Meter;
 use crate::pipeline::Reach;
 use crate::stages::scheduler::Progress;
 use crate::stages::scheduler::hosts::HostView;
+use crate::store::follow::Followed;
 use crate::store::listing::Step;
 
 /// Hosts that an answer names, largest backlog first; the rest is counted.
@@ -139,6 +140,7 @@ impl Live {
             "eta_bound_by": estimate.bound.as_str(),
             "slowest_host": observed.as_ref().and_then(|observed| observed.slowest_host.clone()),
             "disk_full": disk,
+            "sinks": self.reach.sinks().iter().map(sink).collect::<Vec<Value>>(),
         })
     }
 
@@ -155,4 +157,9 @@ impl Live {
             "resume_at": resume_at,
         })
     }
+}
+
+/// A sink: the last segment that it has durably, and why it takes nothing, if so.
+fn sink(followed: &Followed) -> Value {
+    json!({"name": followed.name, "segment": followed.settled.passed(), "waits": followed.waits})
 }

@@ -75,6 +75,7 @@ fn whole(reader: &Reader, live: Option<&Value>) -> Result<Value, StoreError> {
         "this_run": told("this_run"),
         "refresh": told("refresh"),
         "disk_full": told("disk_full"),
+        "sinks": told("sinks"),
         "pid": told("pid"),
     }))
 }
@@ -105,6 +106,11 @@ fn whole_text(status: &Value) -> String {
             }
         }
         text += "\n";
+    }
+    for sink in status["sinks"].as_array().into_iter().flatten() {
+        let name = sink["name"].as_str().unwrap_or_default();
+        let waits = sink["waits"].as_str().map_or(String::new(), |why| format!(", {why}"));
+        text += &format!("sink      {name}: has segment {}{waits}\n", sink["segment"]);
     }
     for host in status["hosts"].as_array().into_iter().flatten().take(10) {
         let name = host["host"].as_str().unwrap_or_default();

@@ -64,7 +64,8 @@ impl Disk {
         let (segment, ledger_path) = (rows.segment()?, dir.join(LEDGER_FILE));
         forget::finish(&mut rows, &dir.join("queue"))?;
         let mut sinks = sinks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut configured = configured(&settings.sinks, &dir.join("sink"), clock)?;
+        let (scratch, bytes) = (dir.join("sink"), settings.limits.journal);
+        let mut configured = configured(&settings.sinks, &scratch, bytes, clock)?;
         let all = configured.iter().chain(sinks.iter());
         let names: Vec<String> = all.map(|sink| sink.name.clone()).collect();
         let forgotten = journal.lock().unwrap_or_else(PoisonError::into_inner).forgotten();

@@ -276,6 +276,7 @@ impl Pipeline {
             forgetter: Forgetter::new(&self.disk),
             rechecker: self.rechecker.clone(),
             filter_hash: self.filter_hash.clone(),
+            followers: self.disk.followers.clone(),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::pipeline::recheck::{RecheckError, Rechecked, Rechecker};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Observed, Progress};
 use crate::store::error::StoreError;
+use crate::store::follow::{Followed, Followers};
 use crate::store::health::{Condition, Health};
 use crate::store::ledger::{Ledger, LedgerGone};
 use crate::store::ledger_lists::Selection;
@@ -46,6 +47,7 @@ pub struct Reach {
     pub(super) filter_hash: String,
     pub(super) forgetter: Forgetter,
     pub(super) rechecker: Rechecker,
+    pub(super) followers: Followers,
 }
 
 impl Reach {
@@ -59,6 +61,12 @@ impl Reach {
     #[must_use]
     pub fn condition(&self) -> watch::Receiver<Condition> {
         self.health.watch()
+    }
+
+    /// How far each sink beside the queues is.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<Followed> {
+        self.followers.followed()
     }
 
     /// The stages' mailboxes.

@@ -496,6 +496,8 @@ mod tests {
         refusals: u32,
         is_shut: bool,
         settles_never: bool,
+        /// Settled positions stay here until the sink is asked to finish.
+        keeps_back: Option<Position>,
     }
 
     /// A sink whose position is with its rows, or is not.
@@ -539,7 +541,11 @@ mod tests {
             if held.settles_never {
                 return Err(StoreError::busy("not now"));
             }
-            Ok(vec![(String::new(), held.position)])
+            Ok(vec![(String::new(), held.keeps_back.unwrap_or(held.position))])
+        }
+
+        fn finish(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+            Ok(vec![(String::new(), self.held.lock().unwrap().position)])
         }
     }
 
@@ -640,6 +646,8 @@ mod tests {
         running.applier.forgotten_after(2).await;
         assert_eq!(sink.held.lock().unwrap().rows, rows);
         let more = bench.seal(&running, 40);
+        // As whoever stops a pipeline does: followers take what the queues have.
+        running.applier.applied(43).await;
         let health = running.stop().await;
         assert!(health.failure().is_none());
         assert_eq!(sink.held.lock().unwrap().rows, [rows, more].concat());
@@ -684,6 +692,27 @@ mod tests {
         running.all_is_passed().await;
         running.stop().await;
         assert_eq!(sink.held.lock().unwrap().rows, [rows.clone(), rows, more].concat());
+    }
+
+    #[tokio::test]
+    async fn what_a_sink_keeps_back_is_settled_when_the_end_is_waited_for() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        sink.held.lock().unwrap().keeps_back = Some(Position::default());
+        let running = bench.start("memory", &sink).unwrap();
+        let rows = bench.seal(&running, 20);
+        running.applier.applied(20).await;
+        assert_eq!((running.followers.passed(), lock(&running.journal).forgotten()), (0, 0));
+        running.followers.finish();
+        running.all_is_passed().await;
+        assert_eq!(sink.held.lock().unwrap().rows, rows);
+        assert!(running.stop().await.failure().is_none());
+        // It died between its own commit and the ledger's: the next run has nothing for it, and still hears where it is.
+        bench.ledger.0.lock().unwrap().1.insert("sink:memory".to_owned(), Position::after(1));
+        let running = bench.start("memory", &sink).unwrap();
+        running.followers.finish();
+        running.all_is_passed().await;
+        running.stop().await;
+        assert_eq!(bench.ledger.0.lock().unwrap().1["sink:memory"], Position::after(20));
     }
 
     #[tokio::test]

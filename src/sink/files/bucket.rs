@@ -49,6 +49,9 @@ const REGION: &str = "us-east-1";
 /// Names of the credentials, in the environment in capitals.
 const CREDENTIALS: [&str; 3] = ["aws_access_key_id", "aws_secret_access_key", "aws_session_token"];
 
+/// How the client words a status that no patience mends.
+const REFUSALS: [&str; 2] = ["status code: 401", "status code: 403"];
+
 type Location = object_store::path::Path;
 
 /// A place in an object store.
@@ -113,15 +116,20 @@ impl Objects {
     fn sorted(&self, error: Error) -> StoreError {
         let text = chain(&error);
         let said = format!("{}: {}", self.shown(), cleaned(&text));
-        match error {
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+        let is_refused = match error {
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => true,
+            // Errors of lists have no kind of their own, but the answer's status.
+            _ => REFUSALS.iter().any(|status| text.contains(status)),
+        };
+        match () {
+            () if is_refused => {
                 StoreError::Permission(format!("{said}: the credentials do not allow it"))
             }
-            _ if text.contains("NoSuchBucket") => StoreError::Config(format!(
+            () if text.contains("NoSuchBucket") => StoreError::Config(format!(
                 "{}: there is no such bucket: make it first",
                 self.shown()
             )),
-            _ => StoreError::busy(said),
+            () => StoreError::busy(said),
         }
     }
 

@@ -44,6 +44,9 @@ use shelf::{Directory, Shelf};
 
 pub use shelf::refusal as place_refusal;
 
+/// What a sink keeps back is held in the journal, too: at most this part of it, so that the work goes on meanwhile.
+const JOURNAL_SHARE: u64 = 4;
+
 /// Accounts of one manifest, about 200 bytes each.
 const ACCOUNTS_MAX: usize = 10_000;
 
@@ -71,17 +74,20 @@ pub(super) trait Form: Send {
 }
 
 /// The sinks of a configuration, not opened yet: nothing is asked of a disk or a network before they begin. `scratch` is a
-/// folder for what is written before it is sent.
+/// folder for what is written before it is sent, `journal` the bytes that the journal may have.
 ///
 /// # Errors
 /// [`StoreError::Config`] for what this build cannot do.
 pub fn configured(
     sinks: &[SinkSettings],
     scratch: &Path,
+    journal: u64,
     clock: &Clock,
 ) -> Result<Vec<NamedSink>, StoreError> {
     let named = |settings: &SinkSettings| {
-        let sink = Box::new(FileSink::new(settings, scratch, clock.clone())?);
+        let file_bytes = settings.file_bytes.min(journal / JOURNAL_SHARE);
+        let held = SinkSettings { file_bytes, ..settings.clone() };
+        let sink = Box::new(FileSink::new(&held, scratch, clock.clone())?);
         Ok(NamedSink { name: settings.name.clone(), sink })
     };
     sinks.iter().map(named).collect()

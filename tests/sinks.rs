@@ -355,6 +355,45 @@ fn a_sink_that_is_gone_from_the_configuration_is_missed_until_it_is_let_go() {
 }
 
 #[test]
+fn a_daemon_closes_files_by_age_tells_of_its_sinks_and_commits_the_rest_when_it_stops() {
+    let shape = Shape { seed: 90, accounts: 8, hosts: 2, records: Records::Fixed(60), odd: false };
+    let job = job(&shape);
+    let (data, young, old) = (job.path("daemon"), job.path("young"), job.path("old"));
+    let sinks =
+        [json_lines("young", &young, &[("file_age", "100ms")]), json_lines("old", &old, &[])];
+    let sets = [
+        format!("source.files={}", job.path("dids.txt").display()),
+        format!("identity.plc_url={}", job.network.plc.url()),
+        "network.allow=127.0.0.0/8".to_owned(),
+        "fetch.host_requests_per_second=1000".to_owned(),
+        "limits.disk_free=0B".to_owned(),
+        "metrics.listen=".to_owned(),
+    ];
+    let sets: Vec<String> = sets.into_iter().flat_map(|it| ["--set".to_owned(), it]).collect();
+    let fixed = ["run", "--data-dir", data.to_str().unwrap()].map(str::to_owned);
+    let running = job.skyfill().spawn(&[fixed.to_vec(), sets, sinks.concat()].concat());
+    let begun = Instant::now();
+    // The young one has everything in files while the daemon stays up.
+    while held(&young).accounts.len() < 8 {
+        assert!(begun.elapsed() < PATIENCE, "{}", running.stderr());
+        assert!(running.wait(Duration::from_millis(50)).is_none(), "{}", running.stderr());
+    }
+    assert_eq!(held(&old).files, 0, "the other one keeps them back for 10 minutes");
+    let status = ["status", "--json", "--data-dir", data.to_str().unwrap()];
+    let status = job.skyfill().run(&status, PATIENCE).expect_code(0).json();
+    let names: Vec<&str> =
+        status["sinks"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["old", "young"]);
+    assert!(status["sinks"][1]["segment"].as_u64() > status["sinks"][0]["segment"].as_u64());
+    running.signal(support::proc::Signal::TERM);
+    running.finish(PATIENCE).expect_code(0);
+    for place in [&young, &old] {
+        assert_same(&held(place), &data);
+        assert_eq!(unnamed(place), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn places_that_are_somebody_elses_are_refused_by_name() {
     let shape = Shape { seed: 96, accounts: 3, hosts: 1, records: Records::Fixed(20), odd: false };
     let job = job(&shape);

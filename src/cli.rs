@@ -63,9 +63,13 @@ pub enum Command {
     /// Show what each run over the data directory did
     Runs(crate::commands::runs::Flags),
     /// Wait no more for a sink that is no longer configured; stop the daemon first
-    LetSinkGo(LetSinkGo),
+    LetSinkGo(crate::commands::let_sink_go::Flags),
     /// Print a completion script for a shell
-    Completions(Completions),
+    Completions {
+        /// Which shell
+        #[arg(value_enum, value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
     /// Print the man page
     Man,
 }
@@ -322,25 +326,6 @@ pub struct QueueItems {
     /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
-}
-
-/// `skyfill let-sink-go`.
-#[derive(Debug, Args)]
-pub struct LetSinkGo {
-    #[command(flatten)]
-    #[allow(missing_docs, reason = "see Common")]
-    pub common: Common,
-    /// The sink: NAME of its [sink.NAME]. What it holds stays where it is; added again, it begins anew at another place
-    #[arg(value_name = "NAME")]
-    pub name: String,
-}
-
-/// `skyfill completions`.
-#[derive(Debug, Args)]
-pub struct Completions {
-    /// Which shell
-    #[arg(value_enum, value_name = "SHELL")]
-    pub shell: clap_complete::Shell,
 }
 
 /// `--outside`.

@@ -58,9 +58,7 @@ fn main() -> ProcessExit {
         Command::Users(args) => run_users(&args),
         Command::Runs(args) => run_runs(&args),
         Command::LetSinkGo(args) => run_let_sink_go(&args),
-        Command::Completions(args) => {
-            printed(cli::write_completions(args.shell, &mut io::stdout()))
-        }
+        Command::Completions { shell } => printed(cli::write_completions(shell, &mut io::stdout())),
         Command::Man => printed(cli::write_man(&mut io::stdout())),
     };
     let code = outcome.unwrap_or_else(|error| {
@@ -292,7 +290,7 @@ fn run_runs(args: &runs::Flags) -> Result<ExitCode, CommandError> {
     runs::run(&settings.data_dir, args, &mut io::stdout()).map(|()| ExitCode::Done)
 }
 
-fn run_let_sink_go(args: &cli::LetSinkGo) -> Result<ExitCode, CommandError> {
+fn run_let_sink_go(args: &let_sink_go::Flags) -> Result<ExitCode, CommandError> {
     let settings = settings(&args.common, &args.common.assignments())?;
     let_sink_go::run(&settings, &args.name, &mut io::stdout()).map(|()| ExitCode::Done)
 }

@@ -6,6 +6,9 @@
 use std::io::Write;
 use std::path::Path;
 
+use clap::Args;
+
+use crate::cli::Common;
 use crate::clock::Clock;
 use crate::commands::error::CommandError;
 use crate::commands::retry::ledger_in;
@@ -16,6 +19,17 @@ use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
 use crate::store::follow::ledger_label;
 use crate::store::ledger_rows::Rows;
+
+/// `skyfill let-sink-go`.
+#[derive(Debug, Args)]
+pub struct Flags {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see cli::Common")]
+    pub common: Common,
+    /// The sink: NAME of its [sink.NAME]. What it holds stays where it is; added again, it begins anew at another place
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
 
 /// Lets the sink `name` go and says so.
 ///

@@ -177,6 +177,16 @@ impl Applier {
         self.progress.clone()
     }
 
+    /// Leaves out of `segment` what nobody gets; `false` if the ledger does not have it yet, because that is not known before.
+    #[must_use]
+    pub fn pass_over(&self, segment: &mut SegmentReader) -> bool {
+        let progress = self.progress.borrow();
+        if let Some(accounts) = progress.passed_over.get(&segment.number) {
+            segment.pass_over(accounts);
+        }
+        segment.number <= progress.applied
+    }
+
     /// Waits until every follower has taken `segment`, or the applier has failed.
     pub async fn applied(&self, segment: u64) {
         let mut progress = self.progress.clone();

@@ -342,16 +342,8 @@ impl Thread {
         // Nobody removes what is not settled here: a gap is never passed over in silence.
         self.misses_nothing(self.taken, forgotten)?;
         let Some(mut segment) = next else { return Ok(false) };
-        {
-            // What is passed over is known once the ledger has the segment.
-            let progress = self.applier.progress();
-            let progress = progress.borrow();
-            if segment.number > progress.applied {
-                return Ok(false);
-            }
-            if let Some(accounts) = progress.passed_over.get(&segment.number) {
-                segment.pass_over(accounts);
-            }
+        if !self.applier.pass_over(&mut segment) {
+            return Ok(false);
         }
         if self.patiently(|sink| sink.apply(&segment))?.is_none() {
             return Ok(false);
@@ -396,11 +388,10 @@ impl Thread {
                     return answered.map(Some);
                 }
             };
-            let error = self.named(error);
-            self.wait_for(Some(error.to_string()));
-            if !self.has_time() {
-                // The end does not wait for it any longer; the next start goes on where it is.
-                self.is_over = true;
+            self.wait_for(Some(self.named(error).to_string()));
+            // The end does not wait for it any longer; the next start goes on where it is.
+            self.is_over |= !self.has_time();
+            if self.is_over {
                 return Ok(None);
             }
             self.sink.shrink();

@@ -10,7 +10,7 @@
 //! segment holds whole accounts, so no account of a segment is ever split over two manifests. An account larger than
 //! `file_bytes` is placed in several files of one manifest.
 //!
-//! Memory: one writer at a time, whatever the number of types and days ([`gather`] holds 24 bytes a run of rows of one day);
+//! Memory: one writer at a time, whatever the number of types and days (`gather` holds 24 bytes a run of rows of one day);
 //! with Parquet that of a row group of at most 8 MiB and its pages, with both that of one queue item of at most 8 MiB.
 
 #[cfg(feature = "s3")]

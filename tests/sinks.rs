@@ -380,11 +380,17 @@ fn a_daemon_closes_files_by_age_tells_of_its_sinks_and_commits_the_rest_when_it_
     }
     assert_eq!(held(&old).files, 0, "the other one keeps them back for 10 minutes");
     let status = ["status", "--json", "--data-dir", data.to_str().unwrap()];
-    let status = job.skyfill().run(&status, PATIENCE).expect_code(0).json();
-    let names: Vec<&str> =
-        status["sinks"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["old", "young"]);
-    assert!(status["sinks"][1]["segment"].as_u64() > status["sinks"][0]["segment"].as_u64());
+    // A manifest is there a moment before the sink says so.
+    loop {
+        let status = job.skyfill().run(&status, PATIENCE).expect_code(0).json();
+        let sinks = status["sinks"].as_array().unwrap();
+        let names: Vec<&str> = sinks.iter().map(|it| it["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["old", "young"]);
+        if sinks[1]["segment"].as_u64() > sinks[0]["segment"].as_u64() {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{status}");
+    }
     running.signal(support::proc::Signal::TERM);
     running.finish(PATIENCE).expect_code(0);
     for place in [&young, &old] {

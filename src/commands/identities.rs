@@ -24,6 +24,7 @@ use url::Url;
 use crate::cli::Common;
 use crate::clock::wall_text;
 use crate::commands::error::CommandError;
+use crate::commands::network_flags::NetworkFlags;
 use crate::config::file::Assignment;
 use crate::config::list_lines::{LineError, Lines};
 use crate::config::settings::Settings;
@@ -55,6 +56,7 @@ const READ_BYTES: usize = 256 << 10;
 
 /// Its flags.
 #[derive(Debug, Args)]
+#[command(mut_arg("plc_url", |it| it.help("PLC directory, whose host is trusted [identity.plc_url]")))]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the help names keys of the configuration")]
 pub struct Flags {
     #[command(flatten)]
@@ -66,12 +68,9 @@ pub struct Flags {
     /// List of accounts, as for backfill; without any, [source], or else the accounts that the ledger knows (repeatable)
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub dids_file: Vec<PathBuf>,
-    /// PLC directory, whose host is trusted [identity.plc_url]
-    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
-    pub plc_url: Option<String>,
-    /// Also reach these private addresses, on any port and over plain http (repeatable) [network.allow]
-    #[arg(long, value_name = "CIDR")]
-    pub allow_network: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see NetworkFlags")]
+    pub network: NetworkFlags,
     /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -81,13 +80,7 @@ impl Flags {
     /// Its settings: `--set` in the order given, then named flags.
     #[must_use]
     pub fn assignments(&self) -> Vec<Assignment> {
-        let mut assignments = self.common.assignments();
-        let url = self.plc_url.as_ref();
-        assignments.extend(url.map(|url| Assignment::flag("--plc-url", "identity.plc_url", url)));
-        let allowed = self.allow_network.iter();
-        let allow = |network| Assignment::flag("--allow-network", "network.allow+", network);
-        assignments.extend(allowed.map(allow));
-        assignments
+        self.network.assignments(&self.common)
     }
 }
 

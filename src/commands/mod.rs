@@ -11,6 +11,7 @@ pub mod forget;
 pub mod identities;
 pub mod let_sink_go;
 pub mod live;
+pub mod network_flags;
 pub mod opening;
 pub mod output;
 pub mod provenance;

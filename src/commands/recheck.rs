@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Common;
 use crate::commands::error::CommandError;
+use crate::commands::network_flags::NetworkFlags;
 use crate::commands::output::Output;
 use crate::commands::retry::{ask_daemon, ledger_in};
 use crate::commands::withdrawn;
@@ -53,12 +54,9 @@ pub struct Flags {
     /// Write the list as CSV to this file, whole or not at all
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub csv: Option<PathBuf>,
-    /// PLC directory [identity.plc_url]
-    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
-    pub plc_url: Option<String>,
-    /// Also reach these private addresses, on any port and over plain http (repeatable) [network.allow]
-    #[arg(long, value_name = "CIDR")]
-    pub allow_network: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see NetworkFlags")]
+    pub network: NetworkFlags,
     /// Print the result as one JSON object: on stdout, or on stderr if the list goes to stdout
     #[arg(long)]
     pub json: bool,
@@ -68,12 +66,7 @@ impl Flags {
     /// Its settings: `--set` in the order given, then named flags.
     #[must_use]
     pub fn assignments(&self) -> Vec<Assignment> {
-        let mut assignments = self.common.assignments();
-        let url = self.plc_url.as_ref();
-        assignments.extend(url.map(|url| Assignment::flag("--plc-url", "identity.plc_url", url)));
-        let allow = |network| Assignment::flag("--allow-network", "network.allow+", network);
-        assignments.extend(self.allow_network.iter().map(allow));
-        assignments
+        self.network.assignments(&self.common)
     }
 
     fn sources(&self) -> Vec<ListSource> {

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::Common;
 use crate::clock::Clock;
 use crate::commands::error::CommandError;
+use crate::commands::network_flags::NetworkFlags;
 use crate::config::file::Assignment;
 use crate::config::settings::{Settings, cores};
 use crate::config::targets::{self, ListSource, Target};
@@ -77,12 +78,9 @@ pub struct Flags {
     /// Set it beside the experiment.json of an earlier experiment
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub compare: Option<PathBuf>,
-    /// PLC directory [identity.plc_url]
-    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
-    pub plc_url: Option<String>,
-    /// Also reach these private addresses, on any port and over plain http (repeatable) [network.allow]
-    #[arg(long, value_name = "CIDR")]
-    pub allow_network: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see NetworkFlags")]
+    pub network: NetworkFlags,
     /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -95,12 +93,7 @@ impl Flags {
     /// Its settings: `--set` in the order given, then named flags.
     #[must_use]
     pub fn assignments(&self) -> Vec<Assignment> {
-        let mut assignments = self.common.assignments();
-        let url = self.plc_url.as_ref();
-        assignments.extend(url.map(|url| Assignment::flag("--plc-url", "identity.plc_url", url)));
-        let allow = |network| Assignment::flag("--allow-network", "network.allow+", network);
-        assignments.extend(self.allow_network.iter().map(allow));
-        assignments
+        self.network.assignments(&self.common)
     }
 
     /// The lists.

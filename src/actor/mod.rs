@@ -1,5 +1,6 @@
 //! A thin layer on ractor: bounded mailboxes, tickets, one-DID workers, supervision.
 
+pub mod backlog;
 pub mod hold;
 pub mod mailbox;
 pub mod pulse;

@@ -24,6 +24,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 
+use crate::actor::backlog::Backlog;
 use crate::actor::mailbox::Mailbox;
 use crate::actor::supervisor::{self, Child, Ended, Supervisor};
 use crate::clock::Clock;
@@ -139,6 +140,8 @@ pub struct Mailboxes {
     pub fetcher: Mailbox<FetchJob>,
     /// Of the parser.
     pub parser: Mailbox<FetchedCar>,
+    /// What has arrived there and waits.
+    pub backlog: Backlog,
     /// Of the exporter.
     pub exporter: Mailbox<RowChunk>,
 }
@@ -146,11 +149,13 @@ pub struct Mailboxes {
 impl Mailboxes {
     fn new(settings: &Settings, budgets: &Budgets) -> Self {
         let transfers = fetcher::capacity(settings.fetch.concurrency, &budgets.spools);
-        let parser = parts::parser_threads(settings) * parser::CAPACITY_PER_THREAD;
+        let threads = parts::parser_threads(settings);
+        let parser = threads * parser::CAPACITY_PER_THREAD;
         Self {
             resolver: Mailbox::new("resolver", resolver::CAPACITY),
             fetcher: Mailbox::new("fetcher", transfers),
             parser: Mailbox::new("parser", parser),
+            backlog: Backlog::new(threads, budgets.spools.limit(), transfers),
             exporter: Mailbox::new("exporter", exporter::CAPACITY),
         }
     }

@@ -135,7 +135,7 @@ impl Sampler {
         for (state, accounts) in telemetry::ACCOUNT_STATES.into_iter().zip(by_state) {
             telemetry::accounts(state, accounts);
         }
-        let Mailboxes { resolver, fetcher, parser, exporter } = &self.mailboxes;
+        let Mailboxes { resolver, fetcher, parser, exporter, backlog: _ } = &self.mailboxes;
         telemetry::mailbox(resolver.stage(), resolver.depth(), resolver.capacity());
         telemetry::mailbox(fetcher.stage(), fetcher.depth(), fetcher.capacity());
         telemetry::mailbox(parser.stage(), parser.depth(), parser.capacity());

@@ -25,6 +25,7 @@ use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use url::Url;
 
+use crate::actor::backlog::Backlog;
 use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
 use crate::actor::worker::{note_worker_event, spawn_worker};
 use crate::clock::Clock;
@@ -37,6 +38,7 @@ use crate::net::client::{Client, Request, Trust};
 use crate::net::drips::Transfers;
 use crate::net::error::NetError;
 use crate::net::response::Response;
+use crate::repo::Source;
 use crate::repo::car::{Framed, Framer};
 use crate::repo::error::RepoError;
 use crate::stages::messages::{
@@ -80,6 +82,8 @@ pub struct Tools {
     pub repo_bytes_max: u64,
     /// Where repositories go.
     pub parser: Mailbox<FetchedCar>,
+    /// What waits there.
+    pub backlog: Backlog,
     /// Trouble with the disk.
     pub health: Health,
     /// Transfers in hand, to find those that drip.
@@ -149,7 +153,8 @@ async fn fetch_one(job: FetchJob, slot: Slot, tools: Arc<Tools>) {
     match fetched {
         Ok((car, framed)) => {
             ticket.leave();
-            let fetched = FetchedCar { ticket, subject, car, framed };
+            let waiting = tools.backlog.arrived(car.len());
+            let fetched = FetchedCar { ticket, subject, car, framed, waiting };
             // A closed mailbox drops the repository, and its ticket tells.
             let _stopped = tools.parser.send(fetched).await;
         }

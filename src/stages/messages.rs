@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::actor::backlog::Waiting;
 use crate::actor::ticket;
 use crate::domain::account::Revision;
 use crate::domain::did::Did;
@@ -269,6 +270,8 @@ pub struct FetchedCar {
     pub car: SpooledCar,
     /// What framing found.
     pub framed: Framed,
+    /// It waits for a parser.
+    pub waiting: Waiting,
 }
 
 /// Finished queue items of one export; the last chunk carries the proof.

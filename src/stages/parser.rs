@@ -174,6 +174,7 @@ async fn walk_one(
     threads: Threads,
     oversized: Arc<Semaphore>,
 ) {
+    drop(fetched.waiting);
     let unloaded = fetched.car.unloaded_bytes();
     if fetched.subject.refresh.is_some() {
         tools.leaves.ready().await;
@@ -195,7 +196,7 @@ async fn walk_one(
     } else {
         None
     };
-    let FetchedCar { mut ticket, subject, mut car, framed } = fetched;
+    let FetchedCar { mut ticket, subject, mut car, framed, .. } = fetched;
     ticket.enter();
     let (hold, watched) = (Hold::new(ticket, slot), Arc::new(Watched::default()));
     let _cancel = CancelOnDrop(Arc::clone(&watched));

@@ -27,6 +27,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::actor::backlog::Backlog;
 use crate::actor::mailbox::Mailbox;
 use crate::actor::ticket::{Desk, Returned, Ticket};
 use crate::clock::{Clock, Instant};
@@ -109,6 +110,8 @@ pub struct Arguments {
     pub resolver: Mailbox<DidJob>,
     /// The fetcher's mailbox.
     pub fetcher: Mailbox<FetchJob>,
+    /// What has arrived and waits for a parser.
+    pub backlog: Backlog,
     /// The operator's numbers.
     pub limits: PlanLimits,
     /// Where free space is looked for, and below how many bytes nothing begins.
@@ -175,6 +178,7 @@ impl Actor for Scheduler {
         let plan = Plan::new(arguments.limits, arguments.chance.clone(), rows, now);
         wake_when_free(&arguments.resolver, &myself);
         wake_when_free(&arguments.fetcher, &myself);
+        wake_when_eased(&arguments.backlog, &myself);
         myself.send_interval(HOUSEKEEPING, || Message::Housekeeping);
         // Whoever tells a scheduler that is gone tells nobody: its successor has given every lease back.
         let teller = myself.clone();
@@ -273,6 +277,20 @@ fn wake_when_free<M: Send + 'static>(mailbox: &Mailbox<M>, scheduler: &ActorRef<
     });
 }
 
+/// Wakes the scheduler whenever too little waits for the parsers. What the waker of a scheduler that is gone takes away,
+/// housekeeping makes up for.
+fn wake_when_eased(backlog: &Backlog, scheduler: &ActorRef<Message>) {
+    let (backlog, scheduler) = (backlog.clone(), scheduler.clone());
+    tokio::spawn(async move {
+        loop {
+            backlog.eased().await;
+            if scheduler.cast(Message::Wake).is_err() {
+                return;
+            }
+        }
+    });
+}
+
 impl State {
     fn now(&self) -> Now {
         Now { at: self.arguments.clock.now(), wall_ms: self.arguments.clock.wall_ms() }
@@ -285,7 +303,8 @@ impl State {
             let is_held = !self.arguments.may_begin.load(Ordering::Acquire);
             let may_begin = !is_held && !self.is_low && !self.arguments.health.is_full();
             let resolver = self.arguments.resolver.free();
-            let fetcher = self.arguments.fetcher.free();
+            let fetcher = &self.arguments.fetcher;
+            let fetcher = self.arguments.backlog.room(fetcher.depth()).min(fetcher.free());
             if let Some(batch) = self.plan.next_batch(Room { resolver, fetcher }, may_begin, now) {
                 self.is_writing = true;
                 let (ledger, scheduler) = (self.arguments.ledger.clone(), myself.clone());

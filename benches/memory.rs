@@ -1,7 +1,7 @@
 //! (e) Peak memory of the real binary with 32 transfers at once, one of them large, at two settings of `limits.memory`; with
 //! `huge` at one.
 //!
-//! `cargo bench --bench memory [-- huge]`. Without `huge` a stand-in of 500,000 records, about 190 MiB, takes the place of the
+//! `cargo bench --bench memory [-- huge] [listed]`. `listed` puts 10 million DIDs that nobody knows into the list behind them. Without `huge` a stand-in of 500,000 records, about 190 MiB, takes the place of the
 //! repository of 2.5 million records and about 1 GiB. The hosts hold every transfer at its first byte until all 32 have begun, and the last
 //! piece of the 31 others, about 3.9 MB each, until the large one is out: the worst case for spools. It fails nothing; it prints the ratio
 //! to `limits.memory` + 64 MiB and draws resident memory over time.
@@ -39,11 +39,16 @@ const BASE_MEBIBYTES: f64 = 64.0;
 const MEBIBYTE: f64 = (1 << 20) as f64;
 
 fn main() {
-    let is_huge = std::env::args().any(|word| word == "huge");
+    let has = |wanted: &str| std::env::args().any(|word| word == wanted);
+    let is_huge = has("huge");
+    let unknown = if has("listed") { 10_000_000 } else { 0 };
     let largest = if is_huge { HUGE_RECORDS } else { STAND_IN_RECORDS };
     let set = Set::transfers(largest);
     let transfers = set.accounts.len();
     println!("\n## (e) peak memory, {transfers} transfers at once");
+    if unknown > 0 {
+        println!("in a list of {unknown} more accounts");
+    }
     println!(
         "one of {largest} records and {} MiB{}, the others of about {} KiB\n",
         set.accounts[0].bytes >> 20,
@@ -60,7 +65,8 @@ fn main() {
     let limits: &[u32] = if is_huge { &[256] } else { &[256, 64] };
     for mebibytes in limits.iter().copied() {
         let settings = [format!("limits.memory={mebibytes}MiB")];
-        let measured = Run::default().with(&settings).measure(&servers);
+        let run = Run { unknown, ..Run::default() };
+        let measured = run.with(&settings).measure(&servers);
         let allowed = f64::from(mebibytes) + BASE_MEBIBYTES;
         let resident = measured.rss_peak_bytes as f64 / MEBIBYTE;
         let anonymous = measured.anonymous_peak_bytes as f64 / MEBIBYTE;

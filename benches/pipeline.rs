@@ -165,7 +165,8 @@ fn profile(servers: &Servers, settings: &[String]) {
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("skyfill.perf");
     let file = file.to_str().unwrap();
     let under = ["perf", "record", "-e", "cpu-clock", "-F", "1999", "-g", "-o", file, "--"];
-    let run = Run { under: under.map(str::to_owned).to_vec(), settings: settings.to_vec() };
+    let under = under.map(str::to_owned).to_vec();
+    let run = Run { under, settings: settings.to_vec(), ..Run::default() };
     run.measure(servers);
     for by in ["comm", "comm,dso", "comm,symbol"] {
         let arguments = [

@@ -1,8 +1,12 @@
 //! The real binary as a measured child: `skyfill backfill` of a served set into a fresh data directory.
 #![allow(dead_code, reason = "not every bench uses all of it")]
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 
 use crate::data::folder;
 use crate::serve::Servers;
@@ -21,6 +25,8 @@ pub struct Run {
     pub under: Vec<String>,
     /// Settings beside the usual ones, `section.key=value`.
     pub settings: Vec<String>,
+    /// DIDs in the list behind those that are served, which nobody knows: the run is ended once all that are served are out.
+    pub unknown: usize,
 }
 
 /// What a run took.
@@ -51,7 +57,7 @@ impl Run {
     /// On so many cores; more than one is left to the kernel.
     pub fn on_cores(cores: usize) -> Self {
         let list = format!("0-{}", cores - 1);
-        Self { under: ["taskset", "-c", &list].map(str::to_owned).to_vec(), settings: Vec::new() }
+        Self { under: ["taskset", "-c", &list].map(str::to_owned).to_vec(), ..Self::default() }
     }
 
     pub fn with(mut self, settings: &[String]) -> Self {
@@ -64,7 +70,13 @@ impl Run {
         let place = tempfile::tempdir_in(folder()).unwrap();
         let list = place.path().join("dids.txt");
         let dids: Vec<&str> = servers.set().accounts.iter().map(|it| it.did.as_str()).collect();
-        std::fs::write(&list, dids.join("\n")).unwrap();
+        let mut file = BufWriter::new(File::create(&list).unwrap());
+        dids.iter().for_each(|did| writeln!(file, "{did}").unwrap());
+        for number in 0..self.unknown {
+            let letters = (0..24).map(|at| b'a' + (number >> at & 1) as u8);
+            writeln!(file, "did:plc:{}", String::from_utf8(letters.collect()).unwrap()).unwrap();
+        }
+        drop(file);
         let data = place.path().join("data");
         let plc = servers.plc_url();
         let mut words = self.under.clone();
@@ -98,9 +110,17 @@ impl Run {
         let (pid, is_over) = (child.pid(), AtomicBool::new(false));
         let (finished, samples) = std::thread::scope(|scope| {
             let sampler = scope.spawn(|| sample(pid, &is_over));
+            if self.unknown > 0 {
+                while child.is_running() && !servers.all_are_out() {
+                    std::thread::sleep(SAMPLE_EVERY);
+                }
+                // What is in flight is finished first.
+                child.signal(Signal::TERM);
+            }
             let finished = child.finish(PATIENCE);
             is_over.store(true, Ordering::Release);
-            (finished.expect_code(0), sampler.join().unwrap())
+            let code = if self.unknown > 0 { 130 } else { 0 };
+            (finished.expect_code(code), sampler.join().unwrap())
         });
         let summary = finished.json();
         assert_eq!(summary["this_run"]["done"].as_u64(), Some(dids.len() as u64), "{summary}");

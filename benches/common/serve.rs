@@ -39,6 +39,8 @@ struct Shared {
     /// largest, is out. 0 is no gate.
     gate: usize,
     begun: watch::Sender<usize>,
+    /// Transfers that are out whole.
+    ended: watch::Sender<usize>,
     is_largest_out: watch::Sender<bool>,
 }
 
@@ -52,8 +54,9 @@ impl Servers {
         set.warm();
         let by_did =
             set.accounts.iter().enumerate().map(|(index, it)| (it.did.clone(), index)).collect();
-        let (begun, is_largest_out) = (watch::Sender::new(0), watch::Sender::new(false));
-        let shared = Arc::new(Shared { set, by_did, gate, begun, is_largest_out });
+        let (begun, ended) = (watch::Sender::new(0), watch::Sender::new(0));
+        let is_largest_out = watch::Sender::new(false);
+        let shared = Arc::new(Shared { set, by_did, gate, begun, ended, is_largest_out });
         let host = |number: usize| {
             let shared = Arc::clone(&shared);
             Server::start(&format!("pds {number}"), move |request, _| {
@@ -80,7 +83,13 @@ impl Servers {
     /// How many transfers met at the gate, and shuts it again.
     pub fn gate_met(&self) -> usize {
         self.shared.is_largest_out.send_replace(false);
+        self.shared.ended.send_replace(0);
         self.shared.begun.send_replace(0)
+    }
+
+    /// Whether every account's repository is out.
+    pub fn all_are_out(&self) -> bool {
+        *self.shared.ended.borrow() >= self.shared.set.accounts.len()
     }
 }
 
@@ -127,6 +136,9 @@ impl Sending {
         }
         let piece = self.shared.set.read(account, self.at, PIECE_BYTES);
         self.at += piece.len();
+        if self.at == account.bytes {
+            self.shared.ended.send_modify(|ended| *ended += 1);
+        }
         Some((Ok(Frame::data(Bytes::from(piece))), self))
     }
 

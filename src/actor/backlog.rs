@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  scheduler ──at most `window` transfers──> hosts ──> arrived, waiting ──> parsers
-//!                    │  +1 for each that arrives while too few bytes wait
+//!                    │  +1 for each that arrives while too few bytes wait, twice as many after each second of that
 //!                    └  -1 for each that arrives while enough wait
 //! ```
-//! Where hosts or the network are the bound nothing waits, and the window grows to all that the limits allow: it doubles in the time
-//! that a transfer takes. Where processors are the bound it shrinks until just enough waits: few repositories are held in
+//! Where hosts or the network are the bound nothing waits, and the window grows to all that the limits allow: within seconds, however
+//! slowly hosts answer. Where processors are the bound it shrinks until just enough waits: few repositories are held in
 //! memory, and they are walked while their bytes are still in caches. Measured in `benches/README.md`.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,6 +57,12 @@ impl Window {
         self.transfers = transfers.clamp(self.transfers_min, self.transfers_max);
     }
 
+    fn second_passed(&mut self) {
+        if !self.is_enough() {
+            self.transfers = (self.transfers * 2).min(self.transfers_max);
+        }
+    }
+
     /// Says whether from now on too little waits.
     fn taken(&mut self, bytes: u64) -> bool {
         let was_enough = self.is_enough();
@@ -86,6 +92,11 @@ impl Backlog {
     pub fn arrived(&self, bytes: u64) -> Waiting {
         self.with(|window| window.arrived(bytes));
         Waiting { backlog: self.clone(), bytes }
+    }
+
+    /// A second has passed.
+    pub fn second_passed(&self) {
+        self.with(Window::second_passed);
     }
 
     /// How many transfers may begin while `under_way` are.
@@ -119,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_window_doubles_while_parsers_are_idle_and_shrinks_while_they_are_not() {
+    fn the_window_grows_while_parsers_are_idle_and_shrinks_while_they_are_not() {
         let backlog = Backlog::new(1, 1 << 30, 40);
         assert_eq!((backlog.room(0), backlog.room(5), backlog.room(9)), (8, 3, 0));
         for _ in 0..8 {
@@ -134,6 +145,20 @@ mod tests {
         assert_eq!(backlog.room(0), 40);
         waiting.extend((0..50).map(|_| backlog.arrived(1 << 20)));
         assert_eq!(backlog.room(0), 0);
+        drop(waiting);
+        assert_eq!(backlog.room(0), 8);
+    }
+
+    #[test]
+    fn hosts_that_hold_what_they_began_hold_up_no_others() {
+        let backlog = Backlog::new(1, 1 << 30, 40);
+        let rooms = [0; 4].map(|_| {
+            backlog.second_passed();
+            backlog.room(8)
+        });
+        assert_eq!(rooms, [8, 24, 32, 32]);
+        let waiting: Vec<Waiting> = (0..50).map(|_| backlog.arrived(1 << 20)).collect();
+        backlog.second_passed();
         drop(waiting);
         assert_eq!(backlog.room(0), 8);
     }

@@ -232,6 +232,7 @@ impl Actor for Scheduler {
             Message::Wake => {}
             Message::Housekeeping => {
                 state.look_at_disk();
+                state.arguments.backlog.second_passed();
                 state.plan.tidy(now);
             }
             Message::LedgerMoved => state.plan.ledger_moved(),

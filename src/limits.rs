@@ -57,6 +57,14 @@ pub const CRASHES_MAX: u32 = 3;
 /// its thread is replaced. One record takes microseconds; the slowest step, opening 4 GiB of blocks on a slow disk, seconds.
 pub const WALK_SILENT_SECONDS: u64 = 120;
 
+/// A resolution or transfer of which nothing is heard for this long, beyond what its requests may take, hangs: its DID goes back
+/// with one attempt more. Their own timeouts come first; this one is for what those have missed.
+pub const WORKER_SILENT_SECONDS: u64 = 600;
+
+/// A stage that does not answer for this long, and did not say that it rests, hangs and is replaced; nobody is charged. Longer than
+/// systemd's watchdog (60 s), which ends the whole process, so that a disk that takes its time costs no stage.
+pub const STAGE_SILENT_SECONDS: u64 = 120;
+
 /// Records between two looks at the cancel flag while a repository is walked.
 pub const CANCEL_CHECK_RECORDS: u64 = 1_024;
 

@@ -4,6 +4,7 @@
 //!  start: children in the given order (the exporter first, the scheduler last)
 //!  a child dies:  restarts in the last minute <= RESTARTS_PER_MINUTE_MAX: start it again, after 0, 100, 200, 400 ... ms
 //!                 more:                                                   Ended::RestartStorm, everything stops
+//!  a child hangs (whoever watches over heartbeats says so): it is killed, and that is a death
 //!  stop:  children in the opposite order, each given STOP_SECONDS
 //! ```
 //! A child's start binds its mailbox anew, so senders that wait for it lose nothing. The supervisor never waits on a
@@ -58,6 +59,8 @@ pub enum Command {
     Stop(RpcReplyPort<()>),
     /// The pause before a restart is over.
     Restart(usize),
+    /// This stage hangs: another is to take its place. One that does not even come to wait cannot be ended from outside.
+    Replace(&'static str),
 }
 
 /// What the supervisor is started with.
@@ -119,7 +122,8 @@ impl Actor for Supervisor {
                 myself.stop(None);
             }
             Command::Restart(index) if !state.stopping => restart(&myself, state, index).await,
-            Command::Restart(_) => {}
+            Command::Replace(stage) if !state.stopping => state.kill(stage),
+            Command::Restart(_) | Command::Replace(_) => {}
         }
         Ok(())
     }
@@ -161,6 +165,14 @@ impl State {
         self.children
             .iter()
             .position(|running| running.cell.as_ref().is_some_and(|cell| cell.get_id() == id))
+    }
+
+    fn kill(&self, stage: &'static str) {
+        let hung = self.children.iter().find(|running| running.child.stage == stage);
+        if let Some(cell) = hung.and_then(|running| running.cell.as_ref()) {
+            tracing::error!(stage, "a stage hangs and is replaced");
+            cell.kill();
+        }
     }
 
     /// How long to wait before the next restart of a child, or `None` if it died too often.

@@ -5,12 +5,34 @@
 //!     |                 |
 //!     '--- dropped -----'------------------------> Returned::Lost { crashed }
 //! ```
-//! A ticket that is dropped while its own worker unwinds says `crashed` (attempt + 1); dropped for any other reason (the
-//! message waited in a dead mailbox, the stage around it died, the pipeline stopped) it charges nothing.
+//! A ticket that its own worker drops, because it unwinds, fails, hangs or ends without a word, says `crashed` (attempt + 1);
+//! dropped for any other reason (the message waited in a dead mailbox, the stage around it died, the pipeline stopped) it
+//! charges nothing.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
+use crate::actor::pulse::Pulse;
 use crate::domain::account::AccountId;
+
+thread_local! {
+    /// While a worker runs on this thread: whether it has dropped a ticket that it had in work.
+    static AT_WORK: Cell<Option<bool>> = const { Cell::new(None) };
+}
+
+/// Runs one step of a worker; says also whether it dropped a ticket that it had in work.
+pub fn at_work<R>(step: impl FnOnce() -> R) -> (R, bool) {
+    /// Puts back what was there, also when the step unwinds.
+    struct Before(Option<bool>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            AT_WORK.set(self.0);
+        }
+    }
+    let _before = Before(AT_WORK.replace(Some(false)));
+    let result = step();
+    (result, AT_WORK.get() == Some(true))
+}
 
 /// What comes back for a ticket.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,13 +56,20 @@ pub struct Ticket<O> {
     account: AccountId,
     in_work: bool,
     desk: Option<Desk<O>>,
+    pulse: Arc<Pulse>,
 }
 
 impl<O> Ticket<O> {
     /// Issues a ticket that comes back to `desk`.
     #[must_use]
     pub fn new(account: AccountId, desk: Desk<O>) -> Self {
-        Self { account, in_work: false, desk: Some(desk) }
+        Self { account, in_work: false, desk: Some(desk), pulse: Arc::default() }
+    }
+
+    /// The pulse of the work on it.
+    #[must_use]
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     /// Whose it is.
@@ -90,7 +119,10 @@ impl<O> std::fmt::Debug for Ticket<O> {
 impl<O> Drop for Ticket<O> {
     fn drop(&mut self) {
         if let Some(desk) = self.desk.take() {
-            let crashed = self.in_work && std::thread::panicking();
+            let crashed = self.in_work && (std::thread::panicking() || AT_WORK.get().is_some());
+            if crashed && AT_WORK.get().is_some() {
+                AT_WORK.set(Some(true));
+            }
             desk(self.account, Returned::Lost { crashed });
         }
     }

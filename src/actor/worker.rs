@@ -1,18 +1,45 @@
 //! One-DID workers: short-lived actors linked to their stage.
 //!
-//! A worker runs one piece of work and stops. If the work panics, that is a supervision event about this one worker: the
-//! stage and its other workers go on, and the ticket inside the work has already told the scheduler (`actor::ticket`). If
-//! the stage dies, its workers are stopped with it, and their tickets come back uncharged.
+//! A worker runs one piece of work and stops. If the work panics, fails, is silent for too long or ends without a word about its
+//! DID, that is a supervision event about this one worker: the stage and its other workers go on, and the ticket inside the work
+//! has already told the scheduler (`actor::ticket`). If the stage dies, its workers are stopped with it, and their tickets come
+//! back uncharged.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
-/// Runs one future, then stops.
+use crate::actor::pulse::Pulse;
+use crate::actor::ticket::at_work;
+
+/// How a piece of work ended.
+pub type Ended = Result<(), ActorProcessingErr>;
+
+/// How long work may be silent.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// Its pulse.
+    pub pulse: Arc<Pulse>,
+    /// Silent for this long, it hangs.
+    pub patience: Duration,
+}
+
+/// What a worker is told, once.
+struct Job {
+    work: BoxFuture<'static, Ended>,
+    watch: Option<Watch>,
+}
+
+/// Runs one piece of work, then stops.
 struct Worker;
 
 impl Actor for Worker {
-    type Msg = BoxFuture<'static, ()>;
+    type Msg = Job;
     type State = ();
     type Arguments = ();
 
@@ -27,26 +54,66 @@ impl Actor for Worker {
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        work: Self::Msg,
+        job: Job,
         _state: &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        work.await;
+        let ended = run(job).await;
         myself.stop(None);
-        Ok(())
+        ended
     }
 }
 
-/// Runs `work` in a worker of its own, linked to `stage`. If the stage is already stopping, `work` is dropped unrun.
+/// Work to its end, or until it hangs.
+async fn run(job: Job) -> Ended {
+    let mut work = AtWork(Some(job.work));
+    let Some(Watch { pulse, patience }) = job.watch else { return work.await };
+    tokio::select! {
+        biased;
+        ended = &mut work => ended,
+        () = pulse.silent(patience) => {
+            work.give_up();
+            Err(format!("it hangs: nothing was heard of it for {patience:?}").into())
+        }
+    }
+}
+
+/// Work whose tickets are its own: what it drops of them, it has lost.
+struct AtWork(Option<BoxFuture<'static, Ended>>);
+
+impl AtWork {
+    /// Ends it where it is.
+    fn give_up(&mut self) {
+        let work = self.0.take();
+        at_work(|| drop(work));
+    }
+}
+
+impl Future for AtWork {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended> {
+        let Some(work) = self.0.as_mut() else { return Poll::Ready(Ok(())) };
+        let (polled, has_lost) = at_work(|| work.poll_unpin(context));
+        polled.map(|ended| match ended {
+            Ok(()) if has_lost => Err("it ended without a word about its did".into()),
+            ended => ended,
+        })
+    }
+}
+
+/// Runs `work` in a worker of its own, linked to `stage`, and ends it if `watch` finds that it hangs. If the stage is already
+/// stopping, `work` is dropped unrun.
 ///
 /// # Errors
 /// [`SpawnErr`] if the worker could not be started.
 pub async fn spawn_worker(
     stage: ActorCell,
-    work: impl Future<Output = ()> + Send + 'static,
+    watch: Option<Watch>,
+    work: impl Future<Output = Ended> + Send + 'static,
 ) -> Result<(), SpawnErr> {
     let (worker, _joined) = Actor::spawn_linked(None, Worker, (), stage).await?;
     // A worker that is stopped before it gets the message drops it, and the ticket inside says so.
-    let _dropped = worker.send_message(work.boxed());
+    let _dropped = worker.send_message(Job { work: work.boxed(), watch });
     Ok(())
 }
 
@@ -109,14 +176,15 @@ mod tests {
         let mut other = Ticket::new(AccountId(2), desk(&log, &told));
         let release = Arc::new(Notify::new());
         let wait = Arc::clone(&release);
-        spawn_worker(stage.get_cell(), async move {
+        spawn_worker(stage.get_cell(), None, async move {
             other.enter();
             wait.notified().await;
             other.finish("done");
+            Ok(())
         })
         .await
         .unwrap();
-        spawn_worker(stage.get_cell(), async move {
+        spawn_worker(stage.get_cell(), None, async move {
             culprit.enter();
             panic!("poison");
         })
@@ -137,11 +205,12 @@ mod tests {
         let mut ticket = Ticket::new(AccountId(3), desk(&log, &told));
         let begun = Arc::new(Notify::new());
         let entered = Arc::clone(&begun);
-        spawn_worker(stage.get_cell(), async move {
+        spawn_worker(stage.get_cell(), None, async move {
             ticket.enter();
             entered.notify_one();
             futures::future::pending::<()>().await;
             ticket.finish("never");
+            Ok(())
         })
         .await
         .unwrap();

@@ -20,7 +20,7 @@ use crate::domain::verdict::{Cause, Failure, HostSignal, Reason};
 use crate::exit_code::ExitCode;
 use crate::net::client::Client;
 use crate::net::pace::{HostPace, Turn};
-use crate::pipeline::parts::directory;
+use crate::pipeline::parts::{directory, worker_patience};
 use crate::pipeline::{Surrounding, plan_limits};
 use crate::stages::messages::Probe;
 use crate::stages::resolver::{Tools, resolve};
@@ -98,7 +98,8 @@ fn tools(settings: &Settings, surrounding: &Surrounding) -> Result<Tools, Comman
     };
     let client = client.map_err(crate::pipeline::StartError::Net)?;
     let directory = directory(settings, surrounding);
-    Ok(Tools { client, directory, clock, probe: Probe::default() })
+    let patience = worker_patience(settings, surrounding);
+    Ok(Tools { client, directory, clock, probe: Probe::default(), patience })
 }
 
 /// Waits for the directory's turn.

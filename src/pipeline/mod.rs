@@ -9,6 +9,7 @@
 pub mod data;
 mod disk;
 pub mod forget;
+mod heart;
 mod manner;
 pub mod parts;
 pub mod reach;
@@ -29,15 +30,15 @@ use crate::actor::mailbox::Mailbox;
 use crate::actor::supervisor::{self, Child, Ended, Supervisor};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
-use crate::limits::WALK_SILENT_SECONDS;
+use crate::limits::{STAGE_SILENT_SECONDS, WALK_SILENT_SECONDS};
 use crate::net::client::Surroundings;
 use crate::net::error::NetError;
 use crate::net::pace::PaceLimits;
 use crate::seed::Chance;
 use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
-use crate::stages::scheduler::{Message, Progress, Scheduler, WRITER};
-use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
+use crate::stages::scheduler::{Message, Progress, WRITER};
+use crate::stages::{exporter, fetcher, parser, resolver};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
@@ -50,7 +51,7 @@ pub use reach::Reach;
 
 use disk::Disk;
 use forget::Forgetter;
-use parts::{Parts, child};
+use parts::{Parts, scheduler_child};
 use recheck::Rechecker;
 use sampler::Sampler;
 
@@ -73,6 +74,10 @@ pub struct Surrounding {
     pub probe: Probe,
     /// A walk that is silent for this long hangs.
     pub walk_patience: Duration,
+    /// A resolution or transfer that is silent for this long hangs; `None`: as long as its requests may take, and then some.
+    pub worker_patience: Option<Duration>,
+    /// A stage that does not answer for this long hangs.
+    pub stage_patience: Duration,
 }
 
 impl Surrounding {
@@ -80,8 +85,15 @@ impl Surrounding {
     #[must_use]
     pub fn system() -> Self {
         let (clock, chance) = (Clock::system(), Chance::system());
-        let walk_patience = Duration::from_secs(WALK_SILENT_SECONDS);
-        Self { clock, chance, network: None, probe: Probe::default(), walk_patience }
+        Self {
+            clock,
+            chance,
+            network: None,
+            probe: Probe::default(),
+            walk_patience: Duration::from_secs(WALK_SILENT_SECONDS),
+            worker_patience: None,
+            stage_patience: Duration::from_secs(STAGE_SILENT_SECONDS),
+        }
     }
 }
 
@@ -246,7 +258,7 @@ impl Pipeline {
             }
         };
         tell_applied(&disk.applier, bound_scheduler.clone());
-        Ok(Self {
+        let pipeline = Self {
             budgets,
             mailboxes,
             disk,
@@ -261,7 +273,10 @@ impl Pipeline {
             refresh_every: Arc::new(watch::Sender::new(settings.refresh.every)),
             filter_hash,
             rechecker,
-        })
+        };
+        let (reach, supervisor) = (pipeline.reach(), pipeline.supervisor.clone());
+        tokio::spawn(heart::replace_silent(reach, supervisor, surrounding.stage_patience));
+        Ok(pipeline)
     }
 
     /// The way into it from outside.
@@ -378,22 +393,6 @@ impl Pipeline {
         }
         self.health.failure().map_or(Ok(()), Err)
     }
-}
-
-/// The scheduler, which is told to `bound` at each start.
-fn scheduler_child(
-    schedule: scheduler::Arguments,
-    newest: watch::Receiver<PlanLimits>,
-    bound: watch::Sender<Option<ActorRef<Message>>>,
-) -> Child {
-    let make = move || {
-        // A restarted scheduler works by the newest numbers, not by those of the start.
-        let limits = *newest.borrow();
-        (Scheduler, scheduler::Arguments { limits, ..schedule.clone() })
-    };
-    child("scheduler", make, move |actor| {
-        bound.send_replace(Some(actor));
-    })
 }
 
 /// Starts the stages, each when those below it are there.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use futures::FutureExt;
 use ractor::{Actor, ActorRef};
@@ -11,6 +12,7 @@ use crate::actor::supervisor::Child;
 use crate::actor::threads::Threads;
 use crate::config::settings::Settings;
 use crate::identity::directory::Directory;
+use crate::limits::WORKER_SILENT_SECONDS;
 use crate::net::client::Client;
 use crate::net::drips::Transfers;
 use crate::net::error::NetError;
@@ -21,6 +23,7 @@ use crate::pipeline::{Budgets, Mailboxes, StartError, Surrounding, plan_limits};
 use crate::sink::leaves::LeavesReader;
 use crate::stages::messages::TurnDesk;
 use crate::stages::scheduler::Progress;
+use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
 use crate::store::health::Health;
 use crate::store::spool::SpoolPool;
@@ -96,6 +99,7 @@ impl Parts<'_> {
             transfers: Transfers::new(places),
             clock: self.surrounding.clock.clone(),
             probe: self.surrounding.probe.clone(),
+            patience: worker_patience(self.settings, self.surrounding),
         });
         let arguments = fetcher::Arguments { mailbox: self.mailboxes.fetcher.clone(), tools };
         child("fetcher", move || (fetcher::Fetcher, arguments.clone()), drop)
@@ -108,6 +112,7 @@ impl Parts<'_> {
             directory: directory(self.settings, self.surrounding),
             clock: self.surrounding.clock.clone(),
             probe: self.surrounding.probe.clone(),
+            patience: worker_patience(self.settings, self.surrounding),
         });
         let arguments = resolver::Arguments { mailbox: self.mailboxes.resolver.clone(), tools };
         child("resolver", move || (resolver::Resolver, arguments.clone()), drop)
@@ -167,6 +172,7 @@ pub fn rechecker(
         directory: directory(settings, surrounding),
         clock: surrounding.clock.clone(),
         probe: surrounding.probe.clone(),
+        patience: worker_patience(settings, surrounding),
     });
     Rechecker {
         ledger: disk.ledger.clone(),
@@ -178,6 +184,19 @@ pub fn rechecker(
         patience: settings.retry.host_patience,
         is_busy: Arc::default(),
     }
+}
+
+/// How long a resolution or transfer may be silent: until all its requests have run into their own timeouts, with redirects and
+/// mirrors, and everybody before it at its address has had his turn.
+#[must_use]
+pub fn worker_patience(settings: &Settings, surrounding: &Surrounding) -> Duration {
+    let fetch = &settings.fetch;
+    let turns = (fetch.concurrency + resolver::CAPACITY) as f64 / fetch.address_requests_per_second;
+    let requests = fetch.first_byte_timeout.saturating_mul(8) + fetch.idle_timeout;
+    let derived = Duration::from_secs(WORKER_SILENT_SECONDS) + requests;
+    surrounding.worker_patience.unwrap_or_else(|| {
+        derived.saturating_add(Duration::try_from_secs_f64(turns).unwrap_or(Duration::MAX))
+    })
 }
 
 /// The directory and its mirrors, as configured.
@@ -205,6 +224,22 @@ pub fn child<A: Actor>(
         .boxed()
     };
     Child { stage, start: Box::new(start) }
+}
+
+/// The scheduler, which is told to `bound` at each start.
+pub fn scheduler_child(
+    schedule: scheduler::Arguments,
+    newest: watch::Receiver<PlanLimits>,
+    bound: watch::Sender<Option<ActorRef<scheduler::Message>>>,
+) -> Child {
+    let make = move || {
+        // A restarted scheduler works by the newest numbers, not by those of the start.
+        let limits = *newest.borrow();
+        (scheduler::Scheduler, scheduler::Arguments { limits, ..schedule.clone() })
+    };
+    child("scheduler", make, move |actor| {
+        bound.send_replace(Some(actor));
+    })
 }
 
 /// The parsers' threads.

@@ -215,24 +215,30 @@ impl Reach {
     /// Asks every stage and the ledger for a heartbeat.
     ///
     /// # Errors
-    /// Who did not answer. While the disk is full everybody waits, and that is no illness.
+    /// Who did not answer.
     pub async fn heartbeat(&self) -> Result<(), &'static str> {
+        self.silent(HEARTBEAT).await.first().map_or(Ok(()), |part| Err(*part))
+    }
+
+    /// Which stages, or the ledger, do not answer within `patience`. While the disk is full everybody waits, and that is no
+    /// illness.
+    pub(super) async fn silent(&self, patience: Duration) -> Vec<&'static str> {
         let boxes = &self.mailboxes;
         let scheduler = async {
             let asked = self.scheduler.borrow().clone();
-            let millis = u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX);
+            let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
             match asked {
                 Some(scheduler) => ractor::call_t!(scheduler, Message::Observe, millis).is_ok(),
                 None => false,
             }
         };
-        let ledger = tokio::time::timeout(HEARTBEAT, self.ledger.run(|_| Ok(())));
+        let ledger = tokio::time::timeout(patience, self.ledger.run(|_| Ok(())));
         let (scheduler, resolver, fetcher, parser, exporter, ledger) = tokio::join!(
             scheduler,
-            boxes.resolver.beats(HEARTBEAT),
-            boxes.fetcher.beats(HEARTBEAT),
-            boxes.parser.beats(HEARTBEAT),
-            boxes.exporter.beats(HEARTBEAT),
+            boxes.resolver.beats(patience),
+            boxes.fetcher.beats(patience),
+            boxes.parser.beats(patience),
+            boxes.exporter.beats(patience),
             ledger
         );
         let parts = [
@@ -243,11 +249,10 @@ impl Reach {
             ("exporter", exporter),
             ("ledger", matches!(ledger, Ok(Ok(())))),
         ];
-        let silent = parts.into_iter().find(|(_, is_beating)| !is_beating);
-        match silent.filter(|_| !self.health.is_full()) {
-            Some((part, _)) => Err(part),
-            None => Ok(()),
+        if self.health.is_full() {
+            return Vec::new();
         }
+        parts.into_iter().filter(|(_, is_beating)| !is_beating).map(|(part, _)| part).collect()
     }
 
     /// What keeps the work from going faster: a word of a closed set; `None` if nothing is left to do.

@@ -23,7 +23,7 @@ use crate::actor::mailbox::{Envelope, Mailbox};
 use crate::domain::account::Revision;
 use crate::domain::verdict::{Cause, Failure, Reason};
 use crate::limits::{GROUP_BYTES_MAX, GROUP_SEAL_MILLISECONDS};
-use crate::stages::messages::{Export, News, Point, Probe, Proven, Refusal, RowChunk, Ticket};
+use crate::stages::messages::{Export, News, Probe, Proven, Refusal, RowChunk, Ticket};
 use crate::store::apply::Applier;
 use crate::store::budget::{Budget, Reservation};
 use crate::store::error::StoreError;
@@ -127,6 +127,10 @@ impl Actor for Exporter {
         message: Message,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
+        let is_work = matches!(message, Message::Chunk(_));
+        if is_work && state.probe.ends_stage("exporter", &myself).await? {
+            return Ok(());
+        }
         // A group that was begun by this message is sealed 200 ms later at the latest.
         let generation = state.generation;
         let had_group = !state.group.is_empty();
@@ -170,7 +174,6 @@ impl Actor for Exporter {
 
 impl State {
     async fn take(&mut self, chunk: RowChunk) -> Result<(), StoreError> {
-        self.probe.pass(Point::Stage("exporter"));
         self.drop_abandoned();
         let RowChunk { export, sequence, items, reservation, end } = chunk;
         let id = export.id;

@@ -20,6 +20,7 @@ mod latest;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -27,7 +28,7 @@ use url::Url;
 
 use crate::actor::backlog::Backlog;
 use crate::actor::mailbox::{Envelope, Mailbox, Slot, Told};
-use crate::actor::worker::{note_worker_event, spawn_worker};
+use crate::actor::worker::{Watch, note_worker_event, spawn_worker};
 use crate::clock::Clock;
 use crate::domain::did::Did;
 use crate::domain::verdict::{Cause, Failure, HostSignal, LastError, Reason};
@@ -92,6 +93,8 @@ pub struct Tools {
     pub clock: Clock,
     /// Sees what passes.
     pub probe: Probe,
+    /// A worker that is silent for this long, and waits for nobody here, hangs.
+    pub patience: Duration,
 }
 
 /// What the stage is started with.
@@ -127,9 +130,12 @@ impl Actor for Fetcher {
         tools: &mut Arc<Tools>,
     ) -> Result<(), ActorProcessingErr> {
         let Some(Envelope { message, slot }) = told.work() else { return Ok(()) };
-        tools.probe.pass(Point::Stage("fetcher"));
+        if tools.probe.ends_stage("fetcher", &myself).await? {
+            return Ok(());
+        }
+        let watch = Watch { pulse: Arc::clone(message.ticket.pulse()), patience: tools.patience };
         let work = fetch_one(message, slot, Arc::clone(tools));
-        Ok(spawn_worker(myself.get_cell(), work).await?)
+        Ok(spawn_worker(myself.get_cell(), Some(watch), work).await?)
     }
 
     async fn handle_supervisor_evt(
@@ -144,15 +150,18 @@ impl Actor for Fetcher {
 }
 
 /// One DID's worker.
-async fn fetch_one(job: FetchJob, slot: Slot, tools: Arc<Tools>) {
+async fn fetch_one(job: FetchJob, slot: Slot, tools: Arc<Tools>) -> Result<(), ActorProcessingErr> {
     let FetchJob { mut ticket, subject, permit, ask_server } = job;
     ticket.enter();
-    tools.probe.pass(Point::Worker("fetcher", subject.did.as_str()));
+    if tools.probe.ends_at(Point::Worker("fetcher", subject.did.as_str())).await? {
+        return Ok(());
+    }
     let fetched = fetch(&tools, &ticket, &subject, &permit, ask_server).await;
     drop(permit);
     match fetched {
         Ok((car, framed)) => {
             ticket.leave();
+            ticket.pulse().set_resting(true);
             let waiting = tools.backlog.arrived(car.len());
             let fetched = FetchedCar { ticket, subject, car, framed, waiting };
             // A closed mailbox drops the repository, and its ticket tells.
@@ -161,6 +170,7 @@ async fn fetch_one(job: FetchJob, slot: Slot, tools: Arc<Tools>) {
         Err(news) => ticket.finish(news),
     }
     drop(slot);
+    Ok(())
 }
 
 async fn fetch(
@@ -178,10 +188,12 @@ async fn fetch(
         let alive = ask_for_life(tools, &endpoint.url, permit).await;
         counted(asking, alive.as_ref().err());
         alive?;
+        ticket.pulse().beat();
     }
     if subject.refresh.is_some() {
         latest::newer(tools, subject, &endpoint.url, permit).await?;
         permit.also_asked();
+        ticket.pulse().beat();
     }
     let mut url = xrpc(&endpoint.url, "com.atproto.sync.getRepo");
     url.query_pairs_mut().append_pair("did", subject.did.as_str());
@@ -193,6 +205,7 @@ async fn fetch(
         }
         Err((news, leaves_open_why)) => {
             counted(asking, Some(&news));
+            ticket.pulse().beat();
             Err(match news {
                 News::Failed(failure) if leaves_open_why => {
                     News::Failed(ask_why(tools, &subject.did, &endpoint.url, permit, failure).await)
@@ -344,7 +357,8 @@ async fn receive(
         if !spool.has_memory_beside(framer.heads_bytes()) {
             framer.forget_heads();
         }
-        has_paused |= write(tools, &mut spool, &chunk).await?;
+        ticket.pulse().beat();
+        has_paused |= write(tools, ticket, &mut spool, &chunk).await?;
         telemetry::progressed(tools.clock.wall_ms());
     }
     if !has_begun {
@@ -362,7 +376,12 @@ fn of_repo(error: RepoError) -> News {
 }
 
 /// Says whether it had to wait for space.
-async fn write(tools: &Tools, spool: &mut Spool, chunk: &Bytes) -> Result<bool, News> {
+async fn write(
+    tools: &Tools,
+    ticket: &Ticket,
+    spool: &mut Spool,
+    chunk: &Bytes,
+) -> Result<bool, News> {
     let mut has_paused = false;
     loop {
         match spool.write(chunk) {
@@ -384,7 +403,9 @@ async fn write(tools: &Tools, spool: &mut Spool, chunk: &Bytes) -> Result<bool, 
                     tools.health.fail(error);
                     return Err(News::GivenBack);
                 }
+                ticket.pulse().set_resting(true);
                 tools.health.pause(WRITER, &error).await;
+                ticket.pulse().set_resting(false);
                 has_paused = true;
             }
         }

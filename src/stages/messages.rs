@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ractor::{ActorProcessingErr, ActorRef, Message};
 use tokio::sync::oneshot;
 
 use crate::actor::backlog::Waiting;
@@ -33,8 +34,21 @@ pub enum Point<'a> {
     Worker(&'static str, &'a str),
 }
 
+/// What becomes of whoever passes a point: anything else than going on is a fault that a test wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes on.
+    GoOn,
+    /// It fails with an error.
+    Fail,
+    /// It never does anything again.
+    Hang,
+    /// It ends there, without a word.
+    Leave,
+}
+
 /// What a probe does at a point.
-type See = dyn Fn(Point<'_>) + Send + Sync;
+type See = dyn Fn(Point<'_>) -> Fate + Send + Sync;
 
 /// Sees every place that work passes: tests count, slow down and crash there. Costs one branch a DID or chunk without one.
 #[derive(Clone, Default)]
@@ -44,14 +58,51 @@ impl Probe {
     /// Calls `see` at every point, on the thread that passes it.
     #[must_use]
     pub fn new(see: impl Fn(Point<'_>) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(see)))
+        Self::deciding(move |point| {
+            see(point);
+            Fate::GoOn
+        })
     }
 
-    /// Work passes `point`.
-    pub fn pass(&self, point: Point<'_>) {
-        if let Some(see) = &self.0 {
-            see(point);
+    /// Calls `decide` at every point, which says what becomes of whoever passes it.
+    #[must_use]
+    pub fn deciding(decide: impl Fn(Point<'_>) -> Fate + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(decide)))
+    }
+
+    /// Work on a thread of its own passes `point`: what becomes of it.
+    #[must_use]
+    pub fn fate(&self, point: Point<'_>) -> Fate {
+        self.0.as_ref().map_or(Fate::GoOn, |see| see(point))
+    }
+
+    /// An actor passes `point`: whether it ends there, without a word.
+    ///
+    /// # Errors
+    /// The fault that a test wants.
+    pub async fn ends_at(&self, point: Point<'_>) -> Result<bool, ActorProcessingErr> {
+        match self.fate(point) {
+            Fate::GoOn => Ok(false),
+            Fate::Fail => Err(format!("a fault at {point:?}").into()),
+            Fate::Hang => std::future::pending().await,
+            Fate::Leave => Ok(true),
         }
+    }
+
+    /// `stage` takes a message up: whether it ends with it, undone; it is then told to stop.
+    ///
+    /// # Errors
+    /// The fault that a test wants.
+    pub async fn ends_stage<M: Message>(
+        &self,
+        stage: &'static str,
+        actor: &ActorRef<M>,
+    ) -> Result<bool, ActorProcessingErr> {
+        let ends = self.ends_at(Point::Stage(stage)).await?;
+        if ends {
+            actor.stop(None);
+        }
+        Ok(ends)
     }
 }
 

@@ -34,7 +34,9 @@ use crate::repo::error::RepoError;
 use crate::repo::pages::PAGES_BYTES;
 use crate::repo::walk::{Expected, Walk, index_bytes};
 use crate::sink::leaves::{LEAVES_FILE, LeavesError, LeavesReader, StoredParts};
-use crate::stages::messages::{FetchedCar, News, Point, Probe, Refusal, RowChunk, Subject, Ticket};
+use crate::stages::messages::{
+    Fate, FetchedCar, News, Point, Probe, Refusal, RowChunk, Subject, Ticket,
+};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
@@ -149,10 +151,13 @@ impl Actor for Parser {
     ) -> Result<(), ActorProcessingErr> {
         let Some(Envelope { message, slot }) = told.work() else { return Ok(()) };
         let (tools, threads) = (Arc::clone(&state.tools), state.threads.clone());
-        tools.probe.pass(Point::Stage("parser"));
+        if tools.probe.ends_stage("parser", &myself).await? {
+            return Ok(());
+        }
         let oversized = Arc::clone(&state.oversized);
         let work = async move { walk_one(message, slot, tools, threads, oversized).await };
-        Ok(spawn_worker(myself.get_cell(), work).await?)
+        // It watches over its walk itself.
+        Ok(spawn_worker(myself.get_cell(), None, work).await?)
     }
 
     async fn handle_supervisor_evt(
@@ -173,7 +178,7 @@ async fn walk_one(
     tools: Arc<Tools>,
     threads: Threads,
     oversized: Arc<Semaphore>,
-) {
+) -> Result<(), ActorProcessingErr> {
     drop(fetched.waiting);
     let unloaded = fetched.car.unloaded_bytes();
     if fetched.subject.refresh.is_some() {
@@ -189,7 +194,8 @@ async fn walk_one(
             tools.walks.limit()
         );
         let cause = Cause::Terminal(Reason::RepoTooLarge);
-        return fetched.ticket.finish(News::Failed(Failure::new(cause, None, detail)));
+        fetched.ticket.finish(News::Failed(Failure::new(cause, None, detail)));
+        return Ok(());
     };
     let loaded = if may_be_loaded(unloaded, tools.walks.limit()) {
         tools.walks.try_take(unloaded)
@@ -209,22 +215,31 @@ async fn walk_one(
         let (_index, memory) = (index, loaded);
         seen.pulse.set_resting(false);
         let loaded = memory.as_ref().map_or(Ok(()), |_| car.load().map_err(Into::into));
-        let after = match loaded {
+        let ran = match loaded {
             Ok(()) => run(&held, (&subject, car, &framed), &tools, &seen, &runtime),
-            Err(error) => held.end(|ticket| ticket.finish(Ended::Repo(error).news(&tools.health))),
+            Err(error) => {
+                Ok(held.end(|ticket| ticket.finish(Ended::Repo(error).news(&tools.health))))
+            }
         };
+        let after = *ran.as_ref().unwrap_or(&After::Next);
         // The worker may have been stopped meanwhile: then nobody listens.
-        let _unheard = done.send(());
+        let _unheard = done.send(ran.map(drop));
         after
     });
     tokio::select! {
         walked = walked => {
-            // Whoever dropped the channel without a word crashed.
-            if walked.is_err() {
-                hold.end(Ticket::crashed);
+            // Whoever leaves the ticket behind crashed; who dropped the channel as well unwound, and that is counted.
+            let is_lost = hold.end(Ticket::crashed) == After::Next;
+            match walked {
+                Ok(Ok(())) if is_lost => Err("its walk ended without a word".into()),
+                Ok(ran) => ran,
+                Err(_unwound) => Ok(()),
             }
         }
-        () = watched.pulse.silent(patience) => hold.give_up(&threads),
+        () = watched.pulse.silent(patience) => {
+            hold.give_up(&threads);
+            Ok(())
+        }
     }
 }
 
@@ -241,8 +256,12 @@ fn run(
     tools: &Tools,
     watched: &Watched,
     runtime: &Handle,
-) -> After {
-    tools.probe.pass(Point::Worker("parser", subject.did.as_str()));
+) -> Result<After, ActorProcessingErr> {
+    match tools.probe.fate(Point::Worker("parser", subject.did.as_str())) {
+        Fate::GoOn | Fate::Hang => {}
+        Fate::Fail => return Err("a fault in a walk".into()),
+        Fate::Leave => return Ok(After::Next),
+    }
     let output = Output::new(tools, runtime, watched);
     let (key, earlier_keys) = (Some(subject.identity.key.as_str()), &subject.identity.earlier_keys);
     let expected = Expected { did: Some(&subject.did), key, earlier_keys };
@@ -250,10 +269,10 @@ fn run(
         .map_err(Ended::Repo)
         .and_then(|walk| export_all(walk, output, subject, car.len()));
     drop(car);
-    hold.end(|ticket| match ended {
+    Ok(hold.end(|ticket| match ended {
         Ok((output, revision)) => output.finish(ticket, revision),
         Err(ended) => ticket.finish(ended.news(&tools.health)),
-    })
+    }))
 }
 
 /// Why a walk ended early.

@@ -6,12 +6,13 @@
 //! gives up on unknown, tombstoned or unusable identities, and on endpoints that may not be connected to
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use url::Url;
 
 use crate::actor::mailbox::{Envelope, Mailbox, Told};
-use crate::actor::worker::{note_worker_event, spawn_worker};
+use crate::actor::worker::{Watch, note_worker_event, spawn_worker};
 use crate::clock::Clock;
 use crate::domain::did::{Did, DidMethod};
 use crate::domain::identity::Identity;
@@ -41,6 +42,8 @@ pub struct Tools {
     pub clock: Clock,
     /// Sees what passes.
     pub probe: Probe,
+    /// A worker that is silent for this long hangs.
+    pub patience: Duration,
 }
 
 /// What the stage is started with.
@@ -77,23 +80,13 @@ impl Actor for Resolver {
     ) -> Result<(), ActorProcessingErr> {
         let Some(envelope) = told.work() else { return Ok(()) };
         let tools = Arc::clone(tools);
-        tools.probe.pass(Point::Stage("resolver"));
-        let work = async move {
-            let Envelope { message, slot: _held } = envelope;
-            let DidJob { mut ticket, did, wants_earlier_keys, permit } = message;
-            ticket.enter();
-            tools.probe.pass(Point::Worker("resolver", did.as_str()));
-            let Resolved { mut found, signal, source } = resolve_at(&tools, &did).await;
-            permit.said(signal);
-            if let (Ok(identity), Some(source), true) = (&mut found, source, wants_earlier_keys) {
-                identity.earlier_keys = earlier_keys(&tools, &source, &did, &identity.key).await;
-            }
-            ticket.finish(match found {
-                Ok(identity) => News::Resolved(identity),
-                Err(failure) => News::Failed(failure),
-            });
-        };
-        Ok(spawn_worker(myself.get_cell(), work).await?)
+        if tools.probe.ends_stage("resolver", &myself).await? {
+            return Ok(());
+        }
+        let pulse = Arc::clone(envelope.message.ticket.pulse());
+        let watch = Watch { pulse, patience: tools.patience };
+        let work = async move { resolve_one(envelope, &tools).await };
+        Ok(spawn_worker(myself.get_cell(), Some(watch), work).await?)
     }
 
     async fn handle_supervisor_evt(
@@ -105,6 +98,27 @@ impl Actor for Resolver {
         note_worker_event("resolver", &event);
         Ok(())
     }
+}
+
+/// One DID's worker.
+async fn resolve_one(envelope: Envelope<DidJob>, tools: &Tools) -> Result<(), ActorProcessingErr> {
+    let Envelope { message, slot: _held } = envelope;
+    let DidJob { mut ticket, did, wants_earlier_keys, permit } = message;
+    ticket.enter();
+    if tools.probe.ends_at(Point::Worker("resolver", did.as_str())).await? {
+        return Ok(());
+    }
+    let Resolved { mut found, signal, source } = resolve_at(tools, &did).await;
+    ticket.pulse().beat();
+    permit.said(signal);
+    if let (Ok(identity), Some(source), true) = (&mut found, source, wants_earlier_keys) {
+        identity.earlier_keys = earlier_keys(tools, &source, &did, &identity.key).await;
+    }
+    ticket.finish(match found {
+        Ok(identity) => News::Resolved(identity),
+        Err(failure) => News::Failed(failure),
+    });
+    Ok(())
 }
 
 /// What came of a resolution.

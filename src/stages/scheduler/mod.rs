@@ -35,8 +35,7 @@ use crate::domain::account::AccountId;
 use crate::domain::ledger::Event;
 use crate::seed::Chance;
 use crate::stages::messages::{
-    DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews, Point, Probe, TurnDesk,
-    TurnReply,
+    DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews, Probe, TurnDesk, TurnReply,
 };
 use crate::store::error::free_bytes;
 use crate::store::health::Health;
@@ -214,7 +213,9 @@ impl Actor for Scheduler {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         let now = state.now();
-        state.arguments.probe.pass(Point::Stage("scheduler"));
+        if state.arguments.probe.ends_stage("scheduler", &myself).await? {
+            return Ok(());
+        }
         match message {
             Message::Returned(id, returned) => state.plan.returned(id, returned, now),
             Message::Permit(paced, news) => state.plan.permit(&paced, news, now),

@@ -142,19 +142,6 @@ mod tests {
         assert!(!plan(&path).contains("skyfill_pending"), "{}", plan(&path));
     }
 
-    #[test]
-    fn a_settle_syncs_also_where_its_position_is_written_already() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut queues = open(folder.path());
-        let wal = folder.path().join(format!("{}-wal", file_name("post")));
-        queues.settle().unwrap();
-        let settled = std::fs::metadata(&wal).unwrap().len();
-        // A process that was killed between the write and the sync of a settle leaves that position too.
-        queues.settle().unwrap();
-        let again = std::fs::metadata(&wal).unwrap().len();
-        assert!(again > settled, "a commit of {settled} bytes that wrote nothing syncs nothing");
-    }
-
     const ID: &str = "0123456789abcdef0123456789abcdef";
 
     /// Seals one segment that brings `accounts`, each with two items and its edition.
@@ -192,6 +179,22 @@ mod tests {
         queues.apply(&segment(journal.path(), 1, &[("one", 0), ("two", 0)])).unwrap();
         let wanted = ["[\"one 0 2\"]", "[\"two 0 1\"]", "[\"two 0 2\"]"];
         assert_eq!(payloads(folder.path()), wanted);
+    }
+
+    #[test]
+    fn a_settle_syncs_also_where_its_position_is_written_already() {
+        let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (labels, known) = (["post".to_owned()], HashMap::new());
+        let mut queues =
+            SqliteQueues::open(folder.path(), ID, &labels, 1_000, known, Clock::system()).unwrap();
+        queues.apply(&segment(journal.path(), 1, &[("one", 0)])).unwrap();
+        let wal = folder.path().join(format!("{}-wal", file_name("post")));
+        queues.settle().unwrap();
+        let settled = std::fs::metadata(&wal).unwrap().len();
+        // A process that was killed between the write and the sync of a settle leaves that position, too.
+        queues.settle().unwrap();
+        let again = std::fs::metadata(&wal).unwrap().len();
+        assert!(again > settled, "a commit that writes nothing syncs nothing");
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl From<&StoreError> for ExitCode {
             StoreError::Permission(_) => Self::Permission,
             StoreError::Config(_) => Self::Config,
             StoreError::Full { .. }
+            | StoreError::Descriptors { .. }
             | StoreError::Io { .. }
             | StoreError::Damaged { .. }
             | StoreError::Sqlite { .. }

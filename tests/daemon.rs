@@ -433,7 +433,7 @@ fn a_hundred_reloads_under_load_lose_nothing() {
 #[test]
 fn a_drain_under_load_gives_back_and_the_next_start_goes_on() {
     let network = network(46, 30);
-    let slow = Manners { chunk_bytes: 500, bytes_per_second: Some(2_000), ..Manners::default() };
+    let slow = Manners { chunk_bytes: 50, bytes_per_second: Some(200), ..Manners::default() };
     network.hosts.iter().for_each(|host| host.set_manners(slow.clone()));
     let bench = Bench::new(&network);
     bench.list(&network.world().dids());

@@ -25,8 +25,10 @@ use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource, Target};
 use crate::config::units::format_size;
 use crate::exit_code::ExitCode;
+use crate::stages::fetcher::fitting_descriptors;
+use crate::stages::resolver;
 use crate::store::data_dir::holder;
-use crate::store::error::{StoreError, free_bytes};
+use crate::store::error::{StoreError, descriptors_max, free_bytes};
 use crate::store::key_file;
 
 /// How long a name may take to resolve.
@@ -131,6 +133,7 @@ fn environment(settings: &Settings, found: &mut Findings) {
     }
     let is_ours_running = data_dir(&settings.data_dir, found);
     disk_free(settings, found);
+    descriptors(settings, found);
     directory("identity.plc_url", &settings.identity.plc_url, found);
     for mirror in &settings.identity.mirrors {
         directory("identity.mirrors", mirror, found);
@@ -223,6 +226,18 @@ fn disk_free(settings: &Settings, found: &mut Findings) {
         let path = settings.data_dir.display();
         found.error(format!(
             "{path}: {free} MiB are free, limits.disk_free wants {wanted}: nothing would begin"
+        ));
+    }
+}
+
+/// A low limit is borne, with fewer transfers.
+fn descriptors(settings: &Settings, found: &mut Findings) {
+    let limit = descriptors_max();
+    let fitting = fitting_descriptors(limit);
+    if fitting < settings.fetch.concurrency + resolver::CAPACITY {
+        found.warn(format!(
+            "RLIMIT_NOFILE is {limit}: that is enough for {fitting} transfers and resolutions, fetch.concurrency asks for {}",
+            settings.fetch.concurrency
         ));
     }
 }

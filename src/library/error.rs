@@ -102,6 +102,7 @@ impl Error {
                 Self::Sink { name: name.clone(), text: source.to_string() }
             }
             StoreError::Full { .. }
+            | StoreError::Descriptors { .. }
             | StoreError::Io { .. }
             | StoreError::Damaged { .. }
             | StoreError::Sqlite { .. } => Self::Io(error),

@@ -28,6 +28,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::net::error::{NetError, innermost, told};
+use crate::store::error::{has_descriptor, wants_descriptor};
 
 /// Longest TCP connect (PROTOCOL section 4).
 const CONNECT_SECONDS: u64 = 5;
@@ -110,17 +111,21 @@ impl Step {
 pub struct ConnectFault {
     step: Step,
     text: String,
+    /// It was ours: there was no descriptor for it.
+    is_ours: bool,
 }
 
 impl ConnectFault {
     fn timed_out(step: Step) -> Self {
-        Self { step, text: format!("not done in {} s", step.limit().as_secs()) }
+        let text = format!("not done in {} s", step.limit().as_secs());
+        Self { step, text, is_ours: false }
     }
 
     /// The request's error, for a request to `host`.
     #[must_use]
     pub fn at(&self, host: &str) -> NetError {
         match self.step {
+            _ if self.is_ours => NetError::NoDescriptor(told(host, self)),
             Step::Resolving => NetError::Dns(told(host, self)),
             Step::Connecting => NetError::Connect(told(host, self)),
             Step::Handshaking => NetError::Tls(told(host, self)),
@@ -200,7 +205,20 @@ fn sorted(step: Step, error: BoxError) -> BoxError {
     if step == Step::Resolving {
         return error;
     }
-    ConnectFault { step, text: innermost(error.as_ref()) }.into()
+    let is_ours = !has_descriptor() || lacked_descriptor(error.as_ref());
+    ConnectFault { step, text: innermost(error.as_ref()), is_ours }.into()
+}
+
+/// Whether the system said so, somewhere among the sources.
+fn lacked_descriptor(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(at) = next {
+        if at.downcast_ref::<std::io::Error>().is_some_and(wants_descriptor) {
+            return true;
+        }
+        next = at.source();
+    }
+    false
 }
 
 /// Sessions for resumption; asked at the start of every handshake, which is why it can tell.

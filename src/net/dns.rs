@@ -24,6 +24,7 @@ use reqwest::dns::{Addrs, Resolve, Resolving};
 use crate::net::connect::Progress;
 use crate::net::error::{NetError, innermost, told};
 use crate::net::guard::{Guard, Route};
+use crate::store::error::has_descriptor;
 
 /// A lookup that takes longer has failed (PROTOCOL section 4: connect 5 s; a name is not worth more).
 const LOOKUP_SECONDS: u64 = 5;
@@ -186,6 +187,9 @@ impl GuardedNames {
             Err(NotFound { why, is_final: true }) if self.route == Route::Allowed => {
                 let why = format!("no address of it is in network.allow: {why}");
                 return Err(NetError::forbidden(name, why));
+            }
+            Err(not) if !has_descriptor() => {
+                return Err(NetError::NoDescriptor(told(name, not.why)));
             }
             Err(not) => return Err(NetError::Dns(told(name, not.why))),
         };

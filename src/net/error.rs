@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  Forbidden                                         terminal endpoint_forbidden   the host was not asked
+//!  NotYet, NoDescriptor                              it comes later, uncharged     the host was not asked
 //!  Dns, Connect, Tls, NoFirstByte, NoAnswer          the host's fault              a fault of the host
 //!  Broken, Idle, TooSlow, OverTime, TooLarge,
 //!  Encoding, TooManyRedirects                        transient                     the host answers
@@ -58,6 +59,9 @@ pub enum NetError {
     /// A redirect leads to a host that may not be asked for so long.
     #[error("redirected to a host that may not be asked for {} s", .0.as_secs())]
     NotYet(Duration),
+    /// This process has no descriptor left for a connection: nobody was asked.
+    #[error("{0}")]
+    NoDescriptor(String),
     /// More redirects than are followed.
     #[error("the answer is one more redirect after five")]
     TooManyRedirects,
@@ -85,7 +89,7 @@ impl NetError {
     #[must_use]
     pub fn host_signal(&self) -> HostSignal {
         match self {
-            Self::Forbidden(_) | Self::NotYet(_) => HostSignal::NotAsked,
+            Self::Forbidden(_) | Self::NotYet(_) | Self::NoDescriptor(_) => HostSignal::NotAsked,
             _ if self.is_host_fault() => {
                 HostSignal::Fault(self.last_error().unwrap_or(LastError::Connect))
             }
@@ -97,9 +101,11 @@ impl NetError {
     #[must_use]
     pub fn last_error(&self) -> Option<LastError> {
         match self {
-            Self::Forbidden(_) | Self::TooLarge(_) | Self::TooManyRedirects | Self::NotYet(_) => {
-                None
-            }
+            Self::Forbidden(_)
+            | Self::TooLarge(_)
+            | Self::TooManyRedirects
+            | Self::NotYet(_)
+            | Self::NoDescriptor(_) => None,
             Self::Dns(_) => Some(LastError::Dns),
             Self::Connect(_) | Self::NoAnswer(_) => Some(LastError::Connect),
             Self::Tls(_) => Some(LastError::Tls),

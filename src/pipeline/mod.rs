@@ -38,7 +38,7 @@ use crate::seed::Chance;
 use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Progress, WRITER};
-use crate::stages::{exporter, fetcher, parser, resolver};
+use crate::stages::{exporter, parser};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
 use crate::store::error::StoreError;
@@ -160,11 +160,11 @@ pub struct Mailboxes {
 
 impl Mailboxes {
     fn new(settings: &Settings, budgets: &Budgets) -> Self {
-        let transfers = fetcher::capacity(settings.fetch.concurrency, &budgets.spools);
+        let (transfers, resolutions) = parts::places(settings, budgets);
         let threads = parts::parser_threads(settings);
         let parser = threads * parser::CAPACITY_PER_THREAD;
         Self {
-            resolver: Mailbox::new("resolver", resolver::CAPACITY),
+            resolver: Mailbox::new("resolver", resolutions),
             fetcher: Mailbox::new("fetcher", transfers),
             parser: Mailbox::new("parser", parser),
             backlog: Backlog::new(threads, budgets.spools.limit(), transfers),

@@ -25,6 +25,7 @@ use crate::stages::messages::TurnDesk;
 use crate::stages::scheduler::Progress;
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::{exporter, fetcher, parser, resolver, scheduler};
+use crate::store::error::descriptors_max;
 use crate::store::health::Health;
 use crate::store::spool::SpoolPool;
 use crate::transform::Transformer;
@@ -184,6 +185,27 @@ pub fn rechecker(
         patience: settings.retry.host_patience,
         is_busy: Arc::default(),
     }
+}
+
+/// Transfers and resolutions at once: as configured, but within the memory of spools and this process's descriptors.
+#[must_use]
+pub fn places(settings: &Settings, budgets: &Budgets) -> (usize, usize) {
+    let transfers = fetcher::capacity(settings.fetch.concurrency, &budgets.spools);
+    let limit = descriptors_max();
+    let fitting = fetcher::fitting_descriptors(limit);
+    if fitting >= transfers + resolver::CAPACITY {
+        return (transfers, resolver::CAPACITY);
+    }
+    let resolutions = (fitting / 3).clamp(1, resolver::CAPACITY);
+    let fewer = transfers.min(fitting - resolutions).max(1);
+    if fewer < transfers {
+        tracing::warn!(
+            transfers = fewer,
+            limit,
+            "RLIMIT_NOFILE has room for fewer transfers than fetch.concurrency asks for"
+        );
+    }
+    (fewer, resolutions)
 }
 
 /// How long a resolution or transfer may be silent: until all its requests have run into their own timeouts, with redirects and

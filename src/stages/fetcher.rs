@@ -58,6 +58,23 @@ const WRITER: &str = "spool";
 /// counted against the memory of spools; when that is used up, the next spools go to their files sooner.
 const SOCKET_BYTES: u64 = 256 << 10;
 
+/// Without a descriptor for its connection an account comes back so much later.
+const DESCRIPTOR_WAIT: Duration = Duration::from_secs(1);
+
+/// Descriptors that are not a transfer's: logs, databases with their WALs, the journal, signals, timers, status.
+const DESCRIPTORS_FIXED: u64 = 56;
+
+/// Descriptors of a transfer: its connection, one that waits for its next request, and its spool file.
+const DESCRIPTORS_EACH: u64 = 3;
+
+/// Transfers and resolutions together that a process with `limit` descriptors has room for; a third of them resolutions.
+#[must_use]
+pub fn fitting_descriptors(limit: u64) -> usize {
+    usize::try_from(limit.saturating_sub(DESCRIPTORS_FIXED) / DESCRIPTORS_EACH)
+        .unwrap_or(usize::MAX)
+        .max(2)
+}
+
 /// Transfers at once: as configured, but so that their sockets take at most half of the memory of spools.
 #[must_use]
 pub fn capacity(concurrency: usize, spools: &Budget) -> usize {
@@ -318,6 +335,10 @@ fn xrpc(endpoint: &Url, method: &str) -> Url {
 fn told(lane: &Lane<'_>, error: &NetError) -> News {
     if let NetError::NotYet(wait) = error {
         return News::NotBefore(*wait);
+    }
+    if let NetError::NoDescriptor(text) = error {
+        tracing::warn!(%text, "no descriptor is left for a connection, it is tried again");
+        return News::NotBefore(DESCRIPTOR_WAIT);
     }
     lane.said(error.host_signal());
     News::Failed(error.failure())

@@ -247,7 +247,8 @@ impl Thread {
     }
 
     fn apply_next(&mut self) -> Result<bool, StoreError> {
-        let next = lock(&self.journal).next_after(self.applied)?;
+        let (journal, applied) = (&self.journal, self.applied);
+        let next = self.health.wait_out(WRITER, || lock(journal).next_after(applied))?;
         let Some(mut segment) = next else { return Ok(false) };
         let applying = Stopwatch::start();
         self.pass_over(&mut segment)?;

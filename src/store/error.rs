@@ -16,6 +16,16 @@ pub enum StoreError {
         /// Free bytes of its file system.
         free_bytes: u64,
     },
+    /// Something could not be opened, because this process or the machine has no descriptor left: waited for like space.
+    #[error(
+        "{path}: too many open files (RLIMIT_NOFILE is {limit}): raise the limit; skyfill goes on by itself as soon as it can"
+    )]
+    Descriptors {
+        /// What could not be opened.
+        path: PathBuf,
+        /// The limit of this process.
+        limit: u64,
+    },
     /// Any other I/O error: the process ends with exit code 74.
     #[error("{path}: {source}")]
     Io {
@@ -90,6 +100,9 @@ impl StoreError {
     /// Sorts an I/O error on `path`.
     #[must_use]
     pub fn io(path: &Path, source: io::Error) -> Self {
+        if wants_descriptor(&source) {
+            return Self::descriptors(path.to_owned());
+        }
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                 Self::full(path.to_owned())
@@ -112,6 +125,12 @@ impl StoreError {
             Some(rusqlite::ErrorCode::SystemIoFailure) if wants_space(&path, &source) => {
                 Self::full(path)
             }
+            // It opens files whenever it likes, and does not say what the system said.
+            Some(rusqlite::ErrorCode::SystemIoFailure | rusqlite::ErrorCode::CannotOpen)
+                if !has_descriptor() =>
+            {
+                Self::descriptors(path)
+            }
             Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
                 Self::Damaged { path, what: source.to_string() }
             }
@@ -127,11 +146,49 @@ impl StoreError {
         Self::Full { path, free_bytes }
     }
 
+    fn descriptors(path: PathBuf) -> Self {
+        Self::Descriptors { path, limit: descriptors_max() }
+    }
+
     /// Whether waiting may help.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        matches!(self, Self::Full { .. } | Self::Descriptors { .. })
     }
+
+    /// What is waited for, in the log.
+    #[must_use]
+    pub fn lack(&self) -> Lack {
+        if matches!(self, Self::Descriptors { .. }) { Lack::Descriptors } else { Lack::Space }
+    }
+}
+
+/// What everything waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Space on the disk.
+    Space,
+    /// Descriptors of this process.
+    Descriptors,
+}
+
+/// Whether the system had no descriptor to give.
+#[must_use]
+pub fn wants_descriptor(error: &io::Error) -> bool {
+    let codes = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|it| it.raw_os_error());
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+/// Whether anything can be opened at this moment.
+#[must_use]
+pub fn has_descriptor() -> bool {
+    !std::fs::File::open("/dev/null").is_err_and(|error| wants_descriptor(&error))
+}
+
+/// How many descriptors this process may have (`RLIMIT_NOFILE`).
+#[must_use]
+pub fn descriptors_max() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Whether SQLite's general I/O error means that there is no space: for its index of the WAL, or because the database or its

@@ -382,7 +382,7 @@ impl Thread {
     ) -> Result<Option<T>, StoreError> {
         loop {
             let error = match ask(self.sink.as_mut()) {
-                Err(error @ (StoreError::Busy { .. } | StoreError::Full { .. })) => error,
+                Err(error) if error.is_full() || matches!(error, StoreError::Busy { .. }) => error,
                 answered => {
                     self.wait_for(None);
                     return answered.map(Some);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::store::error::StoreError;
+use crate::store::error::{Lack, StoreError};
 
 /// A full disk is tried again after this long.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
@@ -74,11 +74,19 @@ impl Health {
 
     /// `writer` found the disk full, or too full.
     pub fn full(&self, writer: &'static str, error: &dyn std::fmt::Display) {
+        self.lacks(writer, Lack::Space, error);
+    }
+
+    fn lacks(&self, writer: &'static str, what: Lack, error: &dyn std::fmt::Display) {
         let text = error.to_string();
         let is_news =
             self.0.send_if_modified(|condition| condition.full.insert(writer, text).is_none());
-        if is_news {
-            tracing::error!(writer, %error, "the disk is full, everything waits");
+        match what {
+            _ if !is_news => {}
+            Lack::Space => tracing::error!(writer, %error, "the disk is full, everything waits"),
+            Lack::Descriptors => {
+                tracing::error!(writer, %error, "no descriptor is left, everything waits");
+            }
         }
     }
 
@@ -103,7 +111,7 @@ impl Health {
         loop {
             match work() {
                 Err(error) if error.is_full() && self.failure().is_none() => {
-                    self.full(writer, &error);
+                    self.lacks(writer, error.lack(), &error);
                     if self.is_ending() {
                         return Err(error);
                     }
@@ -119,7 +127,7 @@ impl Health {
 
     /// Waits one turn for space, in async code; the caller then tries again and calls [`Health::cleared`].
     pub async fn pause(&self, writer: &'static str, error: &StoreError) {
-        self.full(writer, error);
+        self.lacks(writer, error.lack(), error);
         tokio::time::sleep(DISK_FULL_RETRY).await;
     }
 }

@@ -76,3 +76,12 @@ pub const DRIP_SPEED_SHARE: f64 = 10.0;
 
 /// Slow transfers hold at most the places divided by this: the hosts of one party leave three quarters to the others.
 pub const DRIP_PLACES_SHARE: usize = 4;
+
+/// KiB of messages that librdkafka holds for a sink to Kafka; it is part of the base of memory, twice while batches are made.
+pub const KAFKA_QUEUE_KIB: u32 = 8 << 10;
+
+/// Messages that it holds: each has about 300 bytes beside its own.
+pub const KAFKA_QUEUE_MESSAGES: u32 = 20_000;
+
+/// Bytes of `max.message.bytes` that every topic must take: a row can become 7 MB.
+pub const KAFKA_MESSAGE_BYTES_MIN: u32 = 8 << 20;

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use skyfill::config::broker::Broker;
 use skyfill::config::file::{Assignment, ConfigError, Loaded, Mode, load, parse};
 use skyfill::config::keys::KEYS;
 use skyfill::config::settings::{
@@ -417,6 +418,63 @@ fn the_shipped_file_is_the_defaults_and_misses_no_key() {
     assert_eq!(written, known);
 }
 
+/// The example of a sink to Kafka in the shipped file, uncommented.
+fn shipped_broker() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/skyfill.toml");
+    let text = fs::read_to_string(path).unwrap();
+    let (_, example) = text.split_once("# [sink.broker]\n").unwrap();
+    let (example, _) = example.split_once("\n#\n").unwrap();
+    let lines = example.lines().map(|line| line.strip_prefix("# ").unwrap());
+    format!("[sink.broker]\n{}\n", lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn the_shipped_example_of_a_sink_to_kafka_has_the_defaults_and_what_is_wrong_with_one_is_named() {
+    let text = shipped_broker();
+    let broker = Broker::new("kafka-1:9092,kafka-2:9092");
+    let place = SinkPlace::Broker(broker);
+    assert_eq!(settings(&text).sinks, [SinkSettings::new("broker", SinkForm::Kafka, place)]);
+    let more = text.replace("# replicas", "replicas").replace("# credentials", "credentials");
+    let sinks = settings(&more).sinks;
+    let SinkPlace::Broker(broker) = &sinks[0].place else { panic!("{sinks:?}") };
+    assert_eq!(
+        (broker.replicas, &broker.credentials),
+        (Some(3), &Some("/etc/skyfill/kafka".into()))
+    );
+    let flags = ["type=kafka", "brokers= a:1, [::1]:2", "partitions=3", "compression=none"];
+    let sinks = set(&flags.map(|flag| format!("sink.x.{flag}")).each_ref().map(String::as_str));
+    let sinks = sinks.unwrap().settings.sinks;
+    let SinkPlace::Broker(broker) = &sinks[0].place else { panic!("{sinks:?}") };
+    assert_eq!((broker.partitions, sinks[0].zstd), (3, false));
+    assert_eq!(sinks[0].place.to_string(), "kafka://a:1,[::1]:2/skyfill");
+    let good = "[sink.x]\ntype = \"kafka\"\nbrokers = \"b:9092\"\n";
+    for (text, expected) in [
+        ("[sink.x]\ntype = \"kafka\"\n".to_owned(), "2: sink.x.brokers: is required"),
+        (good.replace(":9092", ""), "3: sink.x.brokers: expected brokers such as"),
+        (good.replace(":9092", ":0"), "each is host:port"),
+        (
+            format!("{good}path = \"p\"\n"),
+            "4: sink.x.path: a sink with type = \"kafka\" has no use",
+        ),
+        (format!("{good}topics = \".x\"\n"), "4: sink.x.topics: expected a word"),
+        (format!("{good}topics = \"a b\"\n"), "4: sink.x.topics: expected a word"),
+        (format!("{good}partitions = 0\n"), "4: sink.x.partitions: expected a whole number from 1"),
+        (format!("{good}partitions = \"3\"\n"), "without quotes"),
+        (format!("{good}transaction_bytes = \"1KiB\"\n"), "4: sink.x.transaction_bytes"),
+        (
+            format!("{good}{}", good.replace("sink.x", "sink.y")),
+            "sink.y: kafka://b:9092/skyfill is where",
+        ),
+        (
+            "[sink.x]\ntype = \"jsonl\"\npath = \"p\"\nbrokers = \"b:1\"\n".to_owned(),
+            "4: sink.x.brokers: only a sink with type = \"kafka\"",
+        ),
+    ] {
+        let said = read(&text).unwrap_err().to_string();
+        assert!(said.contains(expected), "{text}{said}");
+    }
+}
+
 /// The example of a sink in the shipped file, uncommented.
 fn shipped_sink() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/skyfill.toml");
@@ -445,8 +503,9 @@ fn the_shipped_example_of_a_sink_is_a_sink_with_the_defaults_and_names_every_key
     assert_eq!((bucket.bucket.as_str(), bucket.prefix.as_str()), ("bucket", "skyfill"));
     assert_eq!(bucket.endpoint.as_ref().unwrap().as_str(), "https://minio.example.org/");
     assert_eq!(bucket.credentials, Some("/etc/skyfill/s3".into()));
+    let both = text + &shipped_broker();
     for key in SINK_KEYS {
-        assert!(text.contains(&format!("{key} = ")), "{key} is not in the example");
+        assert!(both.contains(&format!("{key} = ")), "{key} is not in the examples");
     }
 }
 

@@ -4,14 +4,19 @@
 //!  feature compiled in           an error, also with --no-environment
 //!  directory ours and writable   an error; one that is not there yet must be possible to make
 //!  bucket                        no rights or no bucket: an error; no answer: a warning
+//!  topics                        no rights, or one that cannot be used: an error with the command; no answer: a warning
 //! ```
 //! Nothing is written anywhere.
 
 use std::path::Path;
 
-use crate::config::settings::{Bucket, Settings, SinkPlace};
+use crate::config::settings::{Settings, SinkPlace};
+#[cfg(feature = "kafka")]
+use crate::domain::filter::TypeEntry;
 use crate::sink::files::{look_at, missing_feature, place_refusal};
 use crate::store::error::StoreError;
+#[cfg(feature = "kafka")]
+use crate::transform::REJECTED_LABEL;
 
 /// What is wrong with a sink.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +46,15 @@ pub fn environment(settings: &Settings) -> Vec<Wrong> {
                 let refused = place_refusal(path).or_else(|| unwritable(path));
                 wrong.extend(refused.map(|text| Wrong::Permission(named(&text))));
             }
-            SinkPlace::Bucket(bucket) => wrong.extend(reach(&sink.name, bucket)),
+            SinkPlace::Bucket(bucket) => wrong.extend(reach(&sink.name, look_at(bucket))),
+            #[cfg(feature = "kafka")]
+            SinkPlace::Broker(broker) => {
+                let types = settings.filter.types.iter().map(TypeEntry::label);
+                let labels: Vec<String> = types.chain([REJECTED_LABEL.to_owned()]).collect();
+                wrong.extend(reach(&sink.name, crate::sink::kafka::look_at(broker, &labels)));
+            }
+            #[cfg(not(feature = "kafka"))]
+            SinkPlace::Broker(_) => {}
         }
     }
     wrong
@@ -60,9 +73,9 @@ fn unwritable(path: &Path) -> Option<String> {
     })
 }
 
-fn reach(name: &str, bucket: &Bucket) -> Option<Wrong> {
+fn reach(name: &str, looked: Result<(), StoreError>) -> Option<Wrong> {
     let named = |text: String| format!("sink.{name}: {text}");
-    match look_at(bucket) {
+    match looked {
         Ok(()) => None,
         Err(StoreError::Permission(text)) => Some(Wrong::Permission(named(text))),
         Err(StoreError::Busy { source, .. }) => Some(Wrong::Warning(named(source.to_string()))),

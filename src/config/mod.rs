@@ -1,6 +1,7 @@
 //! Configuration: the file as written, the settings that it means, and the DID lists.
 
 pub mod assign;
+pub mod broker;
 pub mod changes;
 pub mod file;
 pub mod keys;

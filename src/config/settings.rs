@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::broker::Broker;
 use crate::domain::filter::{Filter, Kind, Offsets, Outside, TypeEntry, Window};
 use crate::domain::ledger::LedgerPolicy;
 
@@ -277,15 +278,19 @@ pub enum SinkForm {
     JsonLines,
     /// One schema a record type, by day.
     Parquet,
+    /// One message a record, in transactions.
+    Kafka,
 }
 
-/// `sink.NAME.path` or `sink.NAME.url`.
+/// `sink.NAME.path`, `sink.NAME.url` or `sink.NAME.brokers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SinkPlace {
     /// A directory.
     Folder(PathBuf),
     /// An object store.
     Bucket(Bucket),
+    /// Topics.
+    Broker(Broker),
 }
 
 /// A place in an object store.

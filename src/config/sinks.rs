@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::broker::{self, Broker, OF_A_BROKER, SHARED};
 use crate::config::nearest::nearest;
 use crate::config::read::{self, Fault, Read, expected, fault};
 use crate::config::settings::{Bucket, SinkForm, SinkPlace, SinkSettings};
@@ -18,7 +19,7 @@ const TABLE: &str = "sink";
 const NAME_BYTES_MAX: usize = 64;
 
 /// Every key of a sink, in the order of the file.
-pub const SINK_KEYS: [&str; 9] = [
+pub const SINK_KEYS: [&str; 14] = [
     "type",
     "path",
     "url",
@@ -28,10 +29,18 @@ pub const SINK_KEYS: [&str; 9] = [
     "compression",
     "file_bytes",
     "file_age",
+    "brokers",
+    "topics",
+    "partitions",
+    "replicas",
+    "transaction_bytes",
 ];
 
 /// Keys that only a `url` has a use for.
 const OF_A_URL: [&str; 3] = ["endpoint", "region", "credentials"];
+
+/// Words of `compression`.
+const COMPRESSIONS: [(&str, bool); 2] = [("zstd", true), ("none", false)];
 
 /// Least and largest `file_bytes`: what is smaller makes a file of nearly every account, what is larger fills the journal.
 const FILE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(4 << 30);
@@ -136,13 +145,76 @@ impl Drafts {
 
 impl Draft {
     fn finish(&self, name: &str, wrong: &mut Vec<Wrong>) -> Option<SinkSettings> {
+        let is_kafka = |value: &Value| matches!(&value.data, Data::Text(it) if it == "kafka");
+        if self.values.get("type").is_some_and(is_kafka) {
+            return self.finish_broker(name, wrong);
+        }
+        self.useless(name, wrong, "only a sink with type = \"kafka\" has a use for it", |key| {
+            OF_A_BROKER.contains(&key)
+        });
+        self.finish_files(name, wrong)
+    }
+
+    /// A sink to the topics of a cluster.
+    fn finish_broker(&self, name: &str, wrong: &mut Vec<Wrong>) -> Option<SinkSettings> {
+        let before = wrong.len();
+        self.useless(name, wrong, "a sink with type = \"kafka\" has no use for it", |key| {
+            !OF_A_BROKER.contains(&key) && !SHARED.contains(&key)
+        });
+        if !self.values.contains_key("brokers") {
+            let place = self.place.clone().unwrap_or(Place::Nowhere);
+            let text = "is required: brokers = \"kafka-1:9092,kafka-2:9092\"".to_owned();
+            wrong.push((format!("sink.{name}.brokers"), Fault { place, text }));
+        }
+        let brokers = self.read(name, "brokers", wrong, broker::brokers);
+        let prefix = self.read(name, "topics", wrong, broker::prefix);
+        let number = |range| move |value: &Value| broker::number(value, range);
+        let partitions = self.read(name, "partitions", wrong, number(broker::PARTITIONS));
+        let replicas = self.read(name, "replicas", wrong, number(broker::REPLICAS));
+        let credentials = self.read(name, "credentials", wrong, read::path);
+        let zstd = self.read(name, "compression", wrong, |value| read::word(value, &COMPRESSIONS));
+        let bytes = self.read(name, "transaction_bytes", wrong, |value| {
+            read::size(value, broker::TRANSACTION_BYTES)
+        });
+        if wrong.len() > before {
+            return None;
+        }
+        let defaults = Broker::new(&brokers?);
+        let place = Broker {
+            prefix: prefix.unwrap_or(defaults.prefix),
+            partitions: partitions.unwrap_or(defaults.partitions),
+            replicas,
+            credentials,
+            transaction_bytes: bytes.unwrap_or(defaults.transaction_bytes),
+            ..defaults
+        };
+        let defaults = SinkSettings::new(name, SinkForm::Kafka, SinkPlace::Broker(place));
+        Some(SinkSettings { zstd: zstd.unwrap_or(defaults.zstd), ..defaults })
+    }
+
+    /// Names keys that a sink of this type does nothing with.
+    fn useless(
+        &self,
+        name: &str,
+        wrong: &mut Vec<Wrong>,
+        text: &str,
+        is_useless: impl Fn(&str) -> bool,
+    ) {
+        for (key, value) in self.values.iter().filter(|(key, _)| is_useless(key)) {
+            let fault = Fault { place: value.place.clone(), text: text.to_owned() };
+            wrong.push((format!("sink.{name}.{key}"), fault));
+        }
+    }
+
+    /// A sink to files.
+    fn finish_files(&self, name: &str, wrong: &mut Vec<Wrong>) -> Option<SinkSettings> {
         let before = wrong.len();
         let mut missing = |key: &str, text: &str| {
             let place = self.place.clone().unwrap_or(Place::Nowhere);
             wrong.push((format!("sink.{name}{key}"), Fault { place, text: text.to_owned() }));
         };
         if !self.values.contains_key("type") {
-            missing(".type", "is required: type = \"jsonl\" or \"parquet\"");
+            missing(".type", "is required: type = \"jsonl\", \"parquet\" or \"kafka\"");
         }
         match (self.values.get("path"), self.values.get("url")) {
             (None, None) => {
@@ -154,25 +226,23 @@ impl Draft {
             }
             _ => {}
         }
-        let words = [("jsonl", SinkForm::JsonLines), ("parquet", SinkForm::Parquet)];
+        let words = [
+            ("jsonl", SinkForm::JsonLines),
+            ("parquet", SinkForm::Parquet),
+            ("kafka", SinkForm::Kafka),
+        ];
         let form = self.read(name, "type", wrong, |value| read::word(value, &words));
         let path = self.read(name, "path", wrong, read::path);
         let bucket = self.read(name, "url", wrong, bucket);
         let endpoint = self.read(name, "endpoint", wrong, endpoint);
         let region = self.read(name, "region", wrong, word);
         let credentials = self.read(name, "credentials", wrong, read::path);
-        let words = [("zstd", true), ("none", false)];
-        let zstd = self.read(name, "compression", wrong, |value| read::word(value, &words));
+        let zstd = self.read(name, "compression", wrong, |value| read::word(value, &COMPRESSIONS));
         let bytes = self.read(name, "file_bytes", wrong, |value| read::size(value, FILE_BYTES));
         let age = self.read(name, "file_age", wrong, |value| read::duration(value, FILE_AGE));
         if path.is_some() {
-            for key in OF_A_URL {
-                if let Some(value) = self.values.get(key) {
-                    let text = "only a sink with a url has a use for it".to_owned();
-                    let place = value.place.clone();
-                    wrong.push((format!("sink.{name}.{key}"), Fault { place, text }));
-                }
-            }
+            let text = "only a sink with a url has a use for it";
+            self.useless(name, wrong, text, |key| OF_A_URL.contains(&key));
         }
         if wrong.len() > before {
             return None;
@@ -263,6 +333,7 @@ impl std::fmt::Display for SinkPlace {
                 write!(f, "{}", path.display())
             }
             Self::Bucket(Bucket { bucket, prefix, .. }) => write!(f, "s3://{bucket}/{prefix}"),
+            Self::Broker(Broker { brokers, prefix, .. }) => write!(f, "kafka://{brokers}/{prefix}"),
         }
     }
 }

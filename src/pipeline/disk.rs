@@ -9,7 +9,7 @@ use crate::config::settings::Settings;
 use crate::domain::ledger::Event;
 use crate::pipeline::data::{Data, LEDGER_FILE};
 use crate::pipeline::forget;
-use crate::sink::files::configured;
+use crate::sink::configured::configured;
 use crate::sink::leaves::LeavesFile;
 use crate::sink::sqlite::{SqliteQueues, file_name};
 use crate::store::apply::{Applier, Sink};

@@ -106,8 +106,13 @@
 //! ```
 
 #[doc(hidden)]
+pub mod configured;
+#[doc(hidden)]
 pub mod files;
 mod items;
+#[cfg(feature = "kafka")]
+#[doc(hidden)]
+pub mod kafka;
 #[doc(hidden)]
 pub mod leaves;
 #[doc(hidden)]

@@ -7,6 +7,7 @@
 //!  network                running servers: plc, pds (on server), with faults by script
 //!  proc                   the real binary as a child process        job     network, list, command and verdict in one
 //!  transcript             what is typed and answered, written down and played again
+//!  kafka                  a real broker with its own tools, to be killed and started again
 //!  root, package          a root of its own, for the Debian package and for sandboxes
 //! ```
 //! The servers and the processes live in real time, so this may read the clock that the program itself may not.
@@ -26,6 +27,7 @@ pub mod faults;
 pub mod forge;
 pub mod job;
 pub mod judge;
+pub mod kafka;
 pub mod network;
 pub mod oracle;
 pub mod package;

@@ -34,7 +34,6 @@ use crate::config::settings::{Bucket, SinkForm, SinkPlace, SinkSettings};
 use crate::crash_point;
 use crate::domain::account::Revision;
 use crate::sink::{Position, SegmentReader, Sink, Start, StoreError};
-use crate::store::follow::NamedSink;
 
 use gather::{Gathered, Group};
 use leftover::Stem;
@@ -73,24 +72,20 @@ pub(super) trait Form: Send {
     ) -> Result<(), StoreError>;
 }
 
-/// The sinks of a configuration, not opened yet: nothing is asked of a disk or a network before they begin. `scratch` is a
-/// folder for what is written before it is sent, `journal` the bytes that the journal may have.
+/// The sink of `settings`, not opened yet: nothing is asked of a disk or a network before it begins. `scratch` is a folder for
+/// what is written before it is sent, `journal` the bytes that the journal may have.
 ///
 /// # Errors
 /// [`StoreError::Config`] for what this build cannot do.
 pub fn configured(
-    sinks: &[SinkSettings],
+    settings: &SinkSettings,
     scratch: &Path,
     journal: u64,
     clock: &Clock,
-) -> Result<Vec<NamedSink>, StoreError> {
-    let named = |settings: &SinkSettings| {
-        let file_bytes = settings.file_bytes.min(journal / JOURNAL_SHARE);
-        let held = SinkSettings { file_bytes, ..settings.clone() };
-        let sink = Box::new(FileSink::new(&held, scratch, clock.clone())?);
-        Ok(NamedSink { name: settings.name.clone(), sink })
-    };
-    sinks.iter().map(named).collect()
+) -> Result<FileSink, StoreError> {
+    let file_bytes = settings.file_bytes.min(journal / JOURNAL_SHARE);
+    let held = SinkSettings { file_bytes, ..settings.clone() };
+    FileSink::new(&held, scratch, clock.clone())
 }
 
 /// What `settings` need that this build does not have.
@@ -104,6 +99,7 @@ pub fn missing_feature(settings: &SinkSettings) -> Option<String> {
         (SinkForm::Parquet, _) if !cfg!(feature = "parquet") => {
             text("type = \"parquet\"", "parquet")
         }
+        (SinkForm::Kafka, _) if !cfg!(feature = "kafka") => text("type = \"kafka\"", "kafka"),
         (_, SinkPlace::Bucket(_)) if !cfg!(feature = "s3") => text("a url", "s3"),
         _ => None,
     }
@@ -150,6 +146,7 @@ impl FileSink {
         let shelf: Box<dyn Shelf> = match &settings.place {
             SinkPlace::Folder(path) => Box::new(Directory::new(path)),
             SinkPlace::Bucket(bucket) => remote(bucket, &scratch)?,
+            SinkPlace::Broker(_) => return Err(StoreError::sink("a broker has no files")),
         };
         let form = form(settings)?;
         Ok(Self { settings: settings.clone(), form, shelf, scratch, clock, state: None })
@@ -345,6 +342,7 @@ fn form(settings: &SinkSettings) -> Result<Box<dyn Form>, StoreError> {
         SinkForm::Parquet => Ok(Box::new(parquet::Parquet::new(settings.zstd))),
         #[cfg(not(feature = "parquet"))]
         SinkForm::Parquet => Err(StoreError::Config(missing_feature(settings).unwrap_or_default())),
+        SinkForm::Kafka => Err(StoreError::sink("a broker has no files")),
     }
 }
 

@@ -1,0 +1,40 @@
+//! The sinks of a configuration, each as its type wants it.
+
+use std::path::Path;
+
+use crate::clock::Clock;
+use crate::config::settings::{SinkPlace, SinkSettings};
+use crate::sink::{Sink, StoreError, files};
+use crate::store::follow::NamedSink;
+
+/// The sinks of `settings`, not opened yet: nothing is asked of a disk or a network before they begin. `scratch` is a folder for
+/// what is written before it is sent, `journal` the bytes that the journal may have.
+///
+/// # Errors
+/// [`StoreError::Config`] for what this build cannot do.
+pub fn configured(
+    settings: &[SinkSettings],
+    scratch: &Path,
+    journal: u64,
+    clock: &Clock,
+) -> Result<Vec<NamedSink>, StoreError> {
+    let named = |settings: &SinkSettings| {
+        if let Some(text) = files::missing_feature(settings) {
+            return Err(StoreError::Config(text));
+        }
+        let sink: Box<dyn Sink> = match &settings.place {
+            SinkPlace::Folder(_) | SinkPlace::Bucket(_) => {
+                Box::new(files::configured(settings, scratch, journal, clock)?)
+            }
+            #[cfg(feature = "kafka")]
+            SinkPlace::Broker(broker) => {
+                let (name, clock) = (settings.name.clone(), clock.clone());
+                Box::new(super::kafka::KafkaSink::new(name, broker.clone(), settings.zstd, clock))
+            }
+            #[cfg(not(feature = "kafka"))]
+            SinkPlace::Broker(_) => return Err(StoreError::sink("a build without Kafka")),
+        };
+        Ok(NamedSink { name: settings.name.clone(), sink })
+    };
+    settings.iter().map(named).collect()
+}

@@ -1,0 +1,198 @@
+//! Topics: made where they are missing, refused with the command that mends them where they would lose or refuse rows.
+//!
+//! ```text
+//!                      made with                                     refused
+//!  <topics>.<type>     cleanup.policy=delete, retention.ms=-1        compaction: the key is the DID, it would keep one row of each
+//!  <topics>.accounts   cleanup.policy=compact                        deletion: what an account is would be forgotten
+//!  both                max.message.bytes=8 MiB, `partitions`         less of either
+//! ```
+//! How long rows are kept is the operator's: an existing topic's retention is not looked at.
+
+use std::path::Path;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
+
+use crate::limits::KAFKA_MESSAGE_BYTES_MIN;
+use crate::sink::StoreError;
+use crate::sink::kafka::accounts;
+use crate::sink::kafka::client::{ANSWER, Clients, Consumer, Heard};
+
+/// Group of the client that looks at topics; it never joins.
+const READER: &str = "skyfill-reader";
+
+/// The topic of a type.
+#[must_use]
+pub fn of_label(prefix: &str, label: &str) -> String {
+    format!("{prefix}.{label}")
+}
+
+/// What a topic must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Policy {
+    Delete,
+    Compact,
+}
+
+impl Policy {
+    fn of(topic: &str, prefix: &str) -> Self {
+        if topic == accounts::topic(prefix) { Self::Compact } else { Self::Delete }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Compact => "compact",
+        }
+    }
+}
+
+/// What is true of a topic.
+struct Found {
+    partitions: usize,
+    cleanup: String,
+    message_bytes: u64,
+}
+
+/// Looks at `topics` and makes those that are missing; `makes`: or else leaves them missing.
+///
+/// # Errors
+/// [`StoreError::Config`] with the command that mends a topic, [`StoreError::Permission`], or [`StoreError::Busy`].
+pub fn ensure(clients: &Clients, topics: &[String], makes: bool) -> Result<(), StoreError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.map_err(|error| StoreError::io(Path::new("runtime"), error))?;
+    let (admin, consumer) = (clients.admin()?, clients.consumer(READER)?);
+    for topic in topics {
+        let found = match runtime.block_on(look(clients, &admin, &consumer, topic))? {
+            Some(found) => found,
+            None if makes => {
+                runtime.block_on(make(clients, &admin, topic))?;
+                continue;
+            }
+            None => continue,
+        };
+        if let Some(text) = refusal(clients, topic, &found) {
+            return Err(StoreError::Config(text));
+        }
+    }
+    Ok(())
+}
+
+/// What is true of `topic`; `None`: it is missing.
+async fn look(
+    clients: &Clients,
+    admin: &AdminClient<Heard>,
+    consumer: &Consumer,
+    topic: &str,
+) -> Result<Option<Found>, StoreError> {
+    let sorted = |error| clients.sorted("looking at topics", &error, Some(consumer.context()));
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER).map_err(sorted)?;
+    let known = metadata.topics().iter().find(|it| it.name() == topic);
+    let is_missing = |code: RDKafkaErrorCode| {
+        matches!(code, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+    };
+    let partitions = match known.map(|it| (it.error(), it.partitions().len())) {
+        None => return Ok(None),
+        Some((Some(error), _)) => match RDKafkaErrorCode::from(error) {
+            code if is_missing(code) => return Ok(None),
+            code => return Err(sorted(rdkafka::error::KafkaError::MetadataFetch(code))),
+        },
+        Some((None, partitions)) => partitions,
+    };
+    let options = AdminOptions::new().request_timeout(Some(ANSWER));
+    let described = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await;
+    let described = described.map_err(sorted)?.pop();
+    let config = match described {
+        Some(Ok(config)) => config,
+        Some(Err(code)) => return Err(sorted(rdkafka::error::KafkaError::AdminOp(code))),
+        None => return Err(StoreError::busy(format!("{topic}: nothing was said of it"))),
+    };
+    let value = |name: &str| config.get(name).and_then(|it| it.value.clone()).unwrap_or_default();
+    let message_bytes = value("max.message.bytes").parse().unwrap_or(0);
+    Ok(Some(Found { partitions, cleanup: value("cleanup.policy"), message_bytes }))
+}
+
+async fn make(
+    clients: &Clients,
+    admin: &AdminClient<Heard>,
+    topic: &str,
+) -> Result<(), StoreError> {
+    let broker = &clients.broker;
+    let policy = Policy::of(topic, &broker.prefix);
+    let bytes = KAFKA_MESSAGE_BYTES_MIN.to_string();
+    let replication = TopicReplication::Fixed(broker.replicas.unwrap_or(-1));
+    let mut new = NewTopic::new(topic, broker.partitions, replication)
+        .set("cleanup.policy", policy.word())
+        .set("max.message.bytes", &bytes);
+    if policy == Policy::Delete {
+        new = new.set("retention.ms", "-1");
+    }
+    let options = AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
+    let doing = format!("making the topic {topic}");
+    let heard = admin.inner().context();
+    let made = admin.create_topics([&new], &options).await;
+    let made = made.map_err(|error| clients.sorted(&doing, &error, Some(heard)))?;
+    match made.into_iter().next() {
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) | Some(Ok(_)) => {
+            tracing::info!(topic, partitions = broker.partitions, "a topic was made");
+            Ok(())
+        }
+        Some(Err((_, code))) if is_final(code) => {
+            let text = format!("{}: {doing}: {code}: make it yourself", broker.brokers);
+            Err(StoreError::Config(text))
+        }
+        Some(Err((_, code))) => {
+            let error = rdkafka::error::KafkaError::AdminOp(code);
+            Err(clients.sorted(&doing, &error, Some(heard)))
+        }
+        None => Err(StoreError::busy(format!("{doing}: no answer"))),
+    }
+}
+
+/// What asking again does not mend.
+const fn is_final(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::InvalidReplicationFactor
+            | RDKafkaErrorCode::InvalidPartitions
+            | RDKafkaErrorCode::InvalidTopic
+            | RDKafkaErrorCode::InvalidConfig
+            | RDKafkaErrorCode::PolicyViolation
+    )
+}
+
+/// Why a topic cannot be used, with the command that mends it.
+fn refusal(clients: &Clients, topic: &str, found: &Found) -> Option<String> {
+    let (server, wanted) = (&clients.broker.brokers, clients.broker.partitions);
+    let alter = |setting: &str| {
+        format!(
+            "kafka-configs.sh --bootstrap-server {server} --alter --entity-type topics --entity-name {topic} --add-config {setting}"
+        )
+    };
+    let policy = Policy::of(topic, &clients.broker.prefix);
+    if found.cleanup != policy.word() {
+        let why = match policy {
+            Policy::Delete => "would keep one row of each account",
+            Policy::Compact => "would forget accounts",
+        };
+        let mend = alter(&format!("cleanup.policy={}", policy.word()));
+        let is = &found.cleanup;
+        return Some(format!("the topic {topic} has cleanup.policy={is}, which {why}: {mend}"));
+    }
+    if found.message_bytes < u64::from(KAFKA_MESSAGE_BYTES_MIN) {
+        let mend = alter(&format!("max.message.bytes={KAFKA_MESSAGE_BYTES_MIN}"));
+        let is = found.message_bytes;
+        return Some(format!(
+            "the topic {topic} has max.message.bytes={is}, and a row can be larger: {mend}"
+        ));
+    }
+    if usize::try_from(wanted).is_ok_and(|wanted| found.partitions < wanted) {
+        return Some(format!(
+            "the topic {topic} has {} partitions, and {wanted} are wanted: kafka-topics.sh --bootstrap-server {server} --alter \
+             --topic {topic} --partitions {wanted} (or set partitions to what it has)",
+            found.partitions
+        ));
+    }
+    None
+}

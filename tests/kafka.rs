@@ -1,0 +1,433 @@
+//! Sinks to Kafka, with a real broker: what a `read_committed` reader finds is what the queues hold, each row once, wherever
+//! skyfill or the broker dies. Needs a build with the feature `kafka` and the broker that `tests/run` brings.
+#![cfg(feature = "kafka")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+#[path = "sinks/read.rs"]
+mod read;
+#[path = "kafka/topics.rs"]
+mod topics;
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rdkafka::message::OwnedHeaders;
+use serde_json::Value;
+use skyfill::clock::Clock;
+use skyfill::config::broker::Broker;
+use skyfill::sink::Position;
+use skyfill::sink::kafka::accounts::Origin;
+use skyfill::sink::kafka::client::Clients;
+use skyfill::sink::kafka::lane::{Lane, Outgoing};
+use skyfill::sink::kafka::position::{Positions, group};
+use support::faults::{Fault, Place, Target, Then};
+use support::job::{Job, PATIENCE, in_parallel, number_from};
+use support::kafka::Kafka;
+use support::pds::Manners;
+use support::proc::{Finished, Running, Signal};
+use support::world::{Records, Shape};
+use topics::{Topics, assert_whole};
+
+/// One data directory and the sink `broker`, whose topics have the directory's name.
+struct Scene<'j> {
+    job: &'j Job,
+    kafka: &'j Kafka,
+    name: String,
+    data: PathBuf,
+    flags: Vec<String>,
+}
+
+impl<'j> Scene<'j> {
+    fn new(job: &'j Job, kafka: &'j Kafka, name: &str, more: &[(&str, &str)]) -> Self {
+        let brokers = kafka.brokers();
+        let keys =
+            [("type", "kafka"), ("brokers", &brokers), ("topics", name), ("partitions", "3")];
+        let set = |(key, value): &(&str, &str)| {
+            ["--set".to_owned(), format!("sink.broker.{key}={value}")]
+        };
+        let flags = keys.iter().chain(more).flat_map(set).collect();
+        Self { job, kafka, name: name.to_owned(), data: job.path(name), flags }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        [self.job.arguments(&self.data), self.flags.clone()].concat()
+    }
+
+    fn start(&self) -> Running {
+        self.job.skyfill().spawn(&self.arguments())
+    }
+
+    fn crash(&self, at: &str) -> Finished {
+        self.job.skyfill().env("SKYFILL_CRASH_AT", at).run(&self.arguments(), PATIENCE)
+    }
+
+    fn topics(&self) -> Topics {
+        Topics::read(&self.kafka.brokers(), &self.name)
+    }
+
+    /// Queues, topics and oracle agree.
+    fn agree(&self) -> Topics {
+        let verdict = self.job.verdict(&self.data);
+        assert!(verdict.is_clean(), "{verdict:#?}");
+        let topics = self.topics();
+        assert_eq!(topics.total() as u64, verdict.expected);
+        topics.assert_same(&read::queues(&self.data));
+        topics
+    }
+
+    /// Runs it to its end, and looks.
+    fn finish(&self) -> Topics {
+        self.start().finish(PATIENCE).expect_code(0);
+        self.agree()
+    }
+}
+
+fn job(shape: &Shape) -> Job {
+    Job::new(env!("CARGO_BIN_EXE_skyfill"), shape, &[])
+}
+
+/// Crash points that every sink to Kafka passes.
+const POINTS: [&str; 4] = [
+    "SinkKafkaBegunBeforeRows",
+    "SinkKafkaRowsSentBeforeOffsets",
+    "SinkKafkaOffsetsSentBeforeCommit",
+    "SinkKafkaCommittedBeforeSettle",
+];
+
+#[test]
+fn what_the_console_consumer_prints_is_what_the_queues_hold() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let shape =
+        Shape { seed: 131, accounts: 40, hosts: 3, records: Records::Fixed(150), odd: true };
+    let job = job(&shape);
+    let mut scene = Scene::new(&job, &kafka, "plain", &[]);
+    let (lines, columns) = (job.path("lines"), job.path("columns"));
+    let beside = |name: &str, form: &str, place: &Path| {
+        let keys = [("type", form), ("path", place.to_str().unwrap())];
+        keys.map(|(key, value)| format!("--set=sink.{name}.{key}={value}"))
+    };
+    scene.flags.extend(beside("lines", "jsonl", &lines));
+    let has_parquet = cfg!(feature = "parquet") && read::python().is_some();
+    if has_parquet {
+        scene.flags.extend(beside("columns", "parquet", &columns));
+    }
+    let topics = scene.finish();
+    assert_eq!(topics.accounts.len(), 40);
+    assert_whole(&topics);
+    // Queues, files, columns as DuckDB reads them, and topics as a reader of ours does: byte for byte the same rows.
+    read::assert_same(&read::held(&lines), &scene.data);
+    if has_parquet {
+        read::assert_same(&read::held(&columns), &scene.data);
+    }
+    let queues: Vec<(String, Vec<String>)> = read::queues(&scene.data).into_iter().collect();
+    in_parallel(&queues, 4, |(label, rows)| {
+        let printed = kafka.console(&format!("plain.{label}"));
+        let mut values: Vec<&str> = printed.iter().map(|it| it.value.as_str()).collect();
+        values.sort_unstable();
+        assert_eq!(values, *rows, "{label}");
+        for message in &printed {
+            let value: Value = message.value.parse().unwrap();
+            assert_eq!(message.key, value["did"].as_str().unwrap());
+            let headers = format!("rev:{},edition:0", value["rev"].as_str().unwrap());
+            assert_eq!(message.headers, headers);
+        }
+    });
+    let printed = kafka.console("plain.accounts");
+    let dids: BTreeSet<&str> = printed.iter().map(|it| it.key.as_str()).collect();
+    assert_eq!((printed.len(), dids.len()), (40, 40));
+    // The same command again has nothing to do, and sends nothing.
+    assert_eq!(scene.finish().total(), topics.total());
+    println!(
+        "{} rows of 40 accounts: queues, JSON lines, Parquet ({has_parquet}) and Kafka's console consumer agree",
+        topics.total()
+    );
+}
+
+#[test]
+fn crashes_and_kills_of_skyfill_lose_nothing_and_double_nothing() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let shape = Shape { seed: 132, accounts: 4, hosts: 1, records: Records::Fixed(40), odd: false };
+    let job = Job::new(env!("CARGO_BIN_EXE_skyfill"), &shape, &["--batch-size", "1"]);
+    // Far enough apart for a segment each.
+    let slow = Fault::SlowHeaders(Duration::from_millis(700));
+    job.network.faults().script(Place::Repo, Target::Any, [slow], Then::Repeat);
+    let mut cases: Vec<(&str, u64)> = Vec::new();
+    if cfg!(debug_assertions) {
+        cases =
+            POINTS.iter().flat_map(|point| [1, 2, 4].map(|passage| (*point, passage))).collect();
+    }
+    in_parallel(&cases, 3, |(point, passage)| {
+        let scene = Scene::new(&job, &kafka, &format!("{point}-{passage}"), &[]);
+        let at = format!("{point}:{passage}");
+        let crashed = scene.crash(&at);
+        assert_eq!(crashed.signal, Some(6), "{at} never fired: {crashed:#?}");
+        // The recovery itself crashes, too.
+        let again = scene.crash(&format!("{point}:1"));
+        assert!(again.signal == Some(6) || again.code == Some(0), "{at}, again: {again:#?}");
+        assert_whole(&scene.finish());
+    });
+    let seed = number_from("SKYFILL_SEED", 7);
+    let kills = AtomicU64::new(0);
+    let lanes: Vec<u64> = (0..6).collect();
+    in_parallel(&lanes, 3, |lane| {
+        let mut rng = Rng::with_seed(seed * 100 + lane);
+        let scene = Scene::new(&job, &kafka, &format!("killed-{lane}"), &[]);
+        // More than three deaths would make accounts run alone, and then wait a minute.
+        for _ in 0..3 {
+            let running = scene.start();
+            if running.wait(Duration::from_secs_f64(0.3 + 3.2 * rng.f64())).is_some() {
+                break;
+            }
+            kills.fetch_add(u64::from(running.kill()), Ordering::AcqRel);
+            running.wait(PATIENCE).expect("nothing survives SIGKILL");
+            Topics::glance(&kafka.brokers(), &scene.name);
+        }
+        assert_whole(&scene.finish());
+    });
+    let kills = kills.into_inner();
+    assert!(kills >= 15, "only {kills} kills met a process that ran; SKYFILL_SEED={seed}");
+    job.network.faults().assert_fired(&["slow_headers"]);
+    println!("{} crashes at {} points and {kills} kills; seed {seed}", cases.len(), POINTS.len());
+}
+
+#[test]
+fn a_broker_that_is_killed_under_load_loses_nothing_and_gets_nothing_twice() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let seed = number_from("SKYFILL_SEED", 7);
+    let records = Records::Mixed { mean: 150 };
+    let job = job(&Shape { seed: 133, accounts: 120, hosts: 4, records, odd: true });
+    for host in &job.network.hosts {
+        let bytes_per_second = Some(120_000);
+        host.set_manners(Manners { chunk_bytes: 4 << 10, bytes_per_second, ..Manners::default() });
+    }
+    let scene = Scene::new(&job, &kafka, "load", &[("transaction_bytes", "1MiB")]);
+    let mut rng = Rng::with_seed(seed);
+    let (begun, running) = (Instant::now(), scene.start());
+    let (mut kills, mut away) = (0, Duration::ZERO);
+    while kills < 4 {
+        let is_over = running.wait(Duration::from_secs_f64(1.0 + 2.0 * rng.f64())).is_some();
+        assert!(!is_over, "it was over after {kills} kills: {}", running.stderr());
+        kafka.kill();
+        let killed = Instant::now();
+        kills += 1;
+        assert!(running.wait(Duration::from_secs_f64(0.5 * rng.f64())).is_none());
+        kafka.begin();
+        away += killed.elapsed();
+        Topics::glance(&kafka.brokers(), &scene.name);
+    }
+    running.finish(PATIENCE).expect_code(0);
+    let took = begun.elapsed();
+    let topics = scene.agree();
+    assert_whole(&topics);
+    println!(
+        "{} rows of 120 accounts while the broker was killed {kills} times and away for {away:.1?} of {took:.1?}: each there, none          twice; seed {seed}",
+        topics.total()
+    );
+}
+
+#[test]
+fn an_account_larger_than_a_transaction_comes_in_parts_that_say_so() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(9_000);
+    let job = job(&Shape { seed: 134, accounts: 2, hosts: 1, records, odd: false });
+    let more = [("transaction_bytes", "1MiB")];
+    let mut names = vec!["large"];
+    // A crash between two parts: the rest comes, and nothing of the first ones again.
+    if cfg!(debug_assertions) {
+        let scene = Scene::new(&job, &kafka, "large-crashed", &more);
+        let crashed = scene.crash("SinkKafkaPartCommitted:2");
+        assert_eq!(crashed.signal, Some(6), "{crashed:#?}");
+        let seen = scene.topics();
+        let partial = seen.accounts.values().flatten().filter(|it| it["state"] == "partial");
+        assert_eq!(partial.count(), 2);
+        names.push("large-crashed");
+    }
+    for name in names {
+        let topics = Scene::new(&job, &kafka, name, &more).finish();
+        assert_whole(&topics);
+        for (did, told) in &topics.accounts {
+            let partial = told.iter().filter(|it| it["state"] == "partial").count();
+            assert_eq!(partial, told.len() - 1, "{did}: the last one is done");
+            assert!(partial >= 2, "{did}: {partial} parts");
+        }
+    }
+}
+
+#[test]
+fn topics_that_would_lose_or_refuse_rows_are_refused_with_the_command_that_mends_them() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(20);
+    let job = job(&Shape { seed: 135, accounts: 2, hosts: 1, records, odd: false });
+    let large = "max.message.bytes=8388608";
+    kafka.make_topic("bad.post", 3, &["cleanup.policy=compact", large]);
+    kafka.make_topic("bad.like", 2, &[large]);
+    kafka.make_topic("bad.follow", 3, &[]);
+    kafka.make_topic("bad.accounts", 3, &[large]);
+    let scene = Scene::new(&job, &kafka, "bad", &[]);
+    let check = || {
+        let fixed = ["check", "--data-dir", scene.data.to_str().unwrap()].map(str::to_owned);
+        let arguments = [
+            fixed.to_vec(),
+            scene.flags.clone(),
+            vec![
+                "--set=source.dids=did:plc:z72i7hdynmk6r22z27h6tvur".to_owned(),
+                format!("--set=identity.plc_url={}", job.network.plc.url()),
+                "--set=network.allow=127.0.0.0/8".to_owned(),
+                "--set=limits.disk_free=0B".to_owned(),
+                "--set=metrics.listen=".to_owned(),
+            ],
+        ];
+        job.skyfill().run(&arguments.concat(), PATIENCE)
+    };
+    let expected = [
+        ("bad.post", "cleanup.policy=compact, which would keep one row of each account"),
+        ("bad.like", "has 2 partitions, and 3 are wanted"),
+        ("bad.follow", "max.message.bytes=1048588, and a row can be larger"),
+        ("bad.accounts", "cleanup.policy=delete, which would forget accounts"),
+    ];
+    for (topic, why) in expected {
+        let checked = check().expect_code(78);
+        let refused = scene.start().finish(PATIENCE).expect_code(78);
+        for said in [&checked.stdout, &refused.stderr] {
+            let names = said.contains(&format!("the topic {topic} has")) && said.contains("sink");
+            assert!(names && said.contains(why), "{topic}: {said}");
+        }
+        kafka.obey(&refused.stderr);
+    }
+    check().expect_code(0);
+    assert_whole(&scene.finish());
+}
+
+#[test]
+fn a_broker_that_is_away_is_waited_for_and_nobody_else_waits_with_it() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(50);
+    let job = job(&Shape { seed: 136, accounts: 12, hosts: 2, records, odd: false });
+    let scene = Scene::new(&job, &kafka, "away", &[]);
+    kafka.kill();
+    // A daemon, which still answers when its accounts are done.
+    let list = format!("--set=source.files={}", job.path("dids.txt").display());
+    let set = ["fetch.host_requests_per_second=1000", "limits.disk_free=0B", "metrics.listen="];
+    let set = set.map(|it| format!("--set={it}"));
+    let data = scene.data.to_str().unwrap();
+    let fixed = ["run", "--data-dir", data].map(str::to_owned);
+    let network = [
+        format!("--set=identity.plc_url={}", job.network.plc.url()),
+        "--set=network.allow=127.0.0.0/8".to_owned(),
+    ];
+    let arguments =
+        [fixed.to_vec(), network.to_vec(), vec![list], set.to_vec(), scene.flags.clone()];
+    let running = job.skyfill().spawn(&arguments.concat());
+    let until = |is_so: &dyn Fn(&Value, &str) -> bool| {
+        let begun = Instant::now();
+        loop {
+            assert!(running.wait(Duration::from_millis(100)).is_none(), "{}", running.stderr());
+            let status = job.skyfill().run(&["status", "--json", "--data-dir", data], PATIENCE);
+            let status: Value = status.stdout.parse().unwrap_or_default();
+            let waits = status["sinks"][0]["waits"].as_str().unwrap_or_default();
+            if is_so(&status, waits) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{status} {}", running.stderr());
+        }
+    };
+    // The queues have everything, and the sink says what it waits for.
+    let brokers = kafka.brokers();
+    until(&|status, waits| {
+        status["accounts"]["done"] == 12 && waits.contains(&brokers) && waits.contains("no answer")
+    });
+    assert!(job.verdict(&scene.data).is_clean());
+    kafka.begin();
+    until(&|status, waits| waits.is_empty() && status["sinks"][0]["segment"].as_u64() > Some(0));
+    running.signal(Signal::TERM);
+    running.finish(PATIENCE).expect_code(0);
+    assert_whole(&scene.agree());
+}
+
+#[test]
+fn a_cluster_that_forgot_the_position_finds_it_in_the_accounts() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    if cfg!(not(debug_assertions)) {
+        return;
+    }
+    let records = Records::Fixed(40);
+    let job = job(&Shape { seed: 137, accounts: 6, hosts: 1, records, odd: false });
+    let scene = Scene::new(&job, &kafka, "forgot", &[]);
+    // The second passage: the first is that of the position that a new sink begins with.
+    let crashed = scene.crash("SinkKafkaCommittedBeforeSettle:2");
+    assert_eq!(crashed.signal, Some(6), "{crashed:#?}");
+    let before = scene.topics().total();
+    assert!(before > 0);
+    let groups = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+    let listed = kafka.tool(groups, &["--list"]).expect_code(0).stdout;
+    let group = listed.lines().find(|it| it.starts_with("skyfill-forgot-")).unwrap();
+    kafka.tool(groups, &["--delete", "--group", group]).expect_code(0);
+    assert_whole(&scene.finish());
+}
+
+#[test]
+fn a_second_process_with_the_same_transactions_ends_the_first_by_name() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let broker = Broker { partitions: 1, ..Broker::new(&kafka.brokers()) };
+    let clients = Clients { broker, zstd: true };
+    topics::make(&clients, &["skyfill.accounts".to_owned()]);
+    let origin = Origin { directory: "0".repeat(32), sink: "x".to_owned() };
+    let id = group("skyfill", &origin);
+    let mut positions = Positions::new(&clients, &origin).unwrap();
+    let message = Outgoing { topic: "skyfill.accounts", key: "did", value: "{}" };
+    let lane = || Lane::new(clients.clone(), id.clone(), Clock::system());
+    let (mut first, mut second) = (lane(), lane());
+    assert!(first.open().unwrap(), "it was shut");
+    assert!(!first.open().unwrap(), "it was open");
+    first.begin().unwrap();
+    first.send(message, &OwnedHeaders::new()).unwrap();
+    assert!(second.open().unwrap());
+    assert_eq!(positions.read().unwrap(), None);
+    let refused = first.commit(positions.offsets(Position::after(3)).unwrap()).unwrap_err();
+    let said = refused.to_string();
+    assert!(said.contains("another process writes as skyfill-skyfill-0000"), "{said}");
+    second.begin().unwrap();
+    second.send(message, &OwnedHeaders::new()).unwrap();
+    let position = Position { segment: 3, item: 5 };
+    second.commit(positions.offsets(position).unwrap()).unwrap();
+    assert_eq!(positions.read().unwrap(), Some(position));
+    assert_eq!(kafka.console("skyfill.accounts").len(), 1, "only what was committed");
+}
+
+/// Anonymous memory beside `limits.memory`.
+const BASE_BYTES: u64 = 64 << 20;
+
+#[test]
+fn a_sink_to_kafka_stays_within_the_base_of_memory() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(25_000);
+    let job = job(&Shape { seed: 138, accounts: 4, hosts: 2, records, odd: false });
+    let mut scene = Scene::new(&job, &kafka, "memory", &[]);
+    scene
+        .flags
+        .extend(["--set=limits.memory=64MiB", "--set=limits.journal=32MiB"].map(str::to_owned));
+    let begun = Instant::now();
+    let finished = scene.start().finish(PATIENCE).expect_code(0);
+    let (seconds, peak) = (begun.elapsed().as_secs_f64(), finished.usage.anonymous_peak_bytes);
+    assert!(peak <= (64 << 20) + BASE_BYTES, "{} MiB", peak >> 20);
+    let topics = scene.agree();
+    assert_whole(&topics);
+    println!(
+        "{} rows in {seconds:.1} s and {:.1} s of CPU, anonymous peak {} MiB at limits.memory = 64MiB",
+        topics.total(),
+        finished.usage.cpu_seconds(),
+        peak >> 20
+    );
+}

@@ -34,6 +34,7 @@ use skyfill::sink::kafka::lane::{Lane, Outgoing};
 use skyfill::sink::kafka::position::{Positions, group};
 use support::faults::{Fault, Place, Target, Then};
 use support::job::{Job, PATIENCE, in_parallel, number_from};
+use support::judge::queue_records;
 use support::kafka::Kafka;
 use support::pds::Manners;
 use support::proc::{Finished, Running, Signal};
@@ -71,6 +72,20 @@ impl<'j> Scene<'j> {
 
     fn crash(&self, at: &str) -> Finished {
         self.job.skyfill().env("SKYFILL_CRASH_AT", at).run(&self.arguments(), PATIENCE)
+    }
+
+    /// `skyfill check` with this sink.
+    fn check(&self) -> Finished {
+        let fixed = ["check", "--data-dir", self.data.to_str().unwrap()].map(str::to_owned);
+        let more = [
+            "--set=source.dids=did:plc:z72i7hdynmk6r22z27h6tvur".to_owned(),
+            format!("--set=identity.plc_url={}", self.job.network.plc.url()),
+            "--set=network.allow=127.0.0.0/8".to_owned(),
+            "--set=limits.disk_free=0B".to_owned(),
+            "--set=metrics.listen=".to_owned(),
+        ];
+        let arguments = [fixed.to_vec(), self.flags.clone(), more.to_vec()];
+        self.job.skyfill().run(&arguments.concat(), PATIENCE)
     }
 
     fn topics(&self) -> Topics {
@@ -222,17 +237,23 @@ fn a_broker_that_is_killed_under_load_loses_nothing_and_gets_nothing_twice() {
         kafka.kill();
         let killed = Instant::now();
         kills += 1;
+        if kills == 2 {
+            // Long enough for the sink to give the transaction up: it says so, and asks for its position when it goes on.
+            assert!(running.wait_for("a sink waits", PATIENCE), "{}", running.stderr());
+        }
         assert!(running.wait(Duration::from_secs_f64(0.5 * rng.f64())).is_none());
         kafka.begin();
         away += killed.elapsed();
         Topics::glance(&kafka.brokers(), &scene.name);
     }
-    running.finish(PATIENCE).expect_code(0);
+    let finished = running.finish(PATIENCE).expect_code(0);
+    assert!(finished.stderr.contains("a sink goes on"), "{}", finished.stderr);
     let took = begun.elapsed();
     let topics = scene.agree();
     assert_whole(&topics);
     println!(
-        "{} rows of 120 accounts while the broker was killed {kills} times and away for {away:.1?} of {took:.1?}: each there, none          twice; seed {seed}",
+        "{} rows of 120 accounts while the broker was killed {kills} times and away for {away:.1?} of {took:.1?}: each \
+         there, none twice; seed {seed}",
         topics.total()
     );
 }
@@ -276,21 +297,6 @@ fn topics_that_would_lose_or_refuse_rows_are_refused_with_the_command_that_mends
     kafka.make_topic("bad.follow", 3, &[]);
     kafka.make_topic("bad.accounts", 3, &[large]);
     let scene = Scene::new(&job, &kafka, "bad", &[]);
-    let check = || {
-        let fixed = ["check", "--data-dir", scene.data.to_str().unwrap()].map(str::to_owned);
-        let arguments = [
-            fixed.to_vec(),
-            scene.flags.clone(),
-            vec![
-                "--set=source.dids=did:plc:z72i7hdynmk6r22z27h6tvur".to_owned(),
-                format!("--set=identity.plc_url={}", job.network.plc.url()),
-                "--set=network.allow=127.0.0.0/8".to_owned(),
-                "--set=limits.disk_free=0B".to_owned(),
-                "--set=metrics.listen=".to_owned(),
-            ],
-        ];
-        job.skyfill().run(&arguments.concat(), PATIENCE)
-    };
     let expected = [
         ("bad.post", "cleanup.policy=compact, which would keep one row of each account"),
         ("bad.like", "has 2 partitions, and 3 are wanted"),
@@ -298,7 +304,7 @@ fn topics_that_would_lose_or_refuse_rows_are_refused_with_the_command_that_mends
         ("bad.accounts", "cleanup.policy=delete, which would forget accounts"),
     ];
     for (topic, why) in expected {
-        let checked = check().expect_code(78);
+        let checked = scene.check().expect_code(78);
         let refused = scene.start().finish(PATIENCE).expect_code(78);
         for said in [&checked.stdout, &refused.stderr] {
             let names = said.contains(&format!("the topic {topic} has")) && said.contains("sink");
@@ -306,7 +312,7 @@ fn topics_that_would_lose_or_refuse_rows_are_refused_with_the_command_that_mends
         }
         kafka.obey(&refused.stderr);
     }
-    check().expect_code(0);
+    scene.check().expect_code(0);
     assert_whole(&scene.finish());
 }
 
@@ -317,6 +323,8 @@ fn a_broker_that_is_away_is_waited_for_and_nobody_else_waits_with_it() {
     let job = job(&Shape { seed: 136, accounts: 12, hosts: 2, records, odd: false });
     let scene = Scene::new(&job, &kafka, "away", &[]);
     kafka.kill();
+    let checked = scene.check().expect_code(0).stdout;
+    assert!(checked.contains("looking at topics: no answer"), "it is worth a warning: {checked}");
     // A daemon, which still answers when its accounts are done.
     let list = format!("--set=source.files={}", job.path("dids.txt").display());
     let set = ["fetch.host_requests_per_second=1000", "limits.disk_free=0B", "metrics.listen="];
@@ -354,6 +362,60 @@ fn a_broker_that_is_away_is_waited_for_and_nobody_else_waits_with_it() {
     running.signal(Signal::TERM);
     running.finish(PATIENCE).expect_code(0);
     assert_whole(&scene.agree());
+}
+
+#[test]
+fn a_refreshed_account_sends_what_is_new_and_what_is_gone_under_its_next_edition() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(60);
+    let job = job(&Shape { seed: 140, accounts: 3, hosts: 1, records, odd: false });
+    let mut scene = Scene::new(&job, &kafka, "fresh", &[("compression", "none")]);
+    assert_whole(&scene.finish());
+    job.network.set_revision(1, 3);
+    scene.flags.push("--refresh".to_owned());
+    scene.start().finish(PATIENCE).expect_code(0);
+    let topics = scene.topics();
+    let mut queues = read::queues(&scene.data);
+    let deleted = queue_records(&scene.data, "deleted");
+    assert!(!deleted.is_empty());
+    let mut deleted: Vec<String> = deleted.iter().map(ToString::to_string).collect();
+    deleted.sort();
+    queues.insert("deleted".to_owned(), deleted.clone());
+    topics.assert_same(&queues);
+    let told = &topics.accounts[job.network.world().did(1)];
+    let editions: Vec<u64> = told.iter().map(|it| it["edition"].as_u64().unwrap()).collect();
+    assert_eq!(editions, [0, 1]);
+    assert_eq!(told[1]["rows"]["deleted"], deleted.len());
+    assert_eq!(told[1]["rev"], job.network.world().rev(1, 3));
+    let others = topics.accounts.values().filter(|it| it.len() == 1).count();
+    assert_eq!(others, 2, "they have nothing new");
+}
+
+#[test]
+fn a_cluster_that_wants_a_password_gets_it_from_a_file_or_the_environment() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(20);
+    let job = job(&Shape { seed: 139, accounts: 2, hosts: 1, records, odd: false });
+    let credentials = job.path("credentials");
+    let brokers = kafka.brokers_with_password();
+    let file = credentials.to_str().unwrap();
+    let more = [("brokers", brokers.as_str()), ("credentials", file)];
+    let scene = Scene::new(&job, &kafka, "password", &more);
+    let missing = scene.start().finish(PATIENCE).expect_code(74);
+    assert!(missing.stderr.contains(file), "{}", missing.stderr);
+    std::fs::write(&credentials, "username = skyfill\n").unwrap();
+    let half = scene.start().finish(PATIENCE).expect_code(78);
+    assert!(half.stderr.contains("one password = ..."), "{}", half.stderr);
+    std::fs::write(&credentials, "username = skyfill\npassword = let-me-out\n").unwrap();
+    let wrong = scene.start().finish(PATIENCE / 2).expect_code(77);
+    assert!(wrong.stderr.contains("the credentials do not allow it"), "{}", wrong.stderr);
+    assert!(!wrong.stderr.contains("let-me-out"), "{}", wrong.stderr);
+    std::fs::write(&credentials, "username = \"skyfill\"\npassword = \"let-me-in\"\n").unwrap();
+    assert_whole(&scene.finish());
+    let bare = Scene::new(&job, &kafka, "environment", &[("brokers", &brokers)]);
+    let skyfill = job.skyfill().env("KAFKA_USERNAME", "skyfill").env("KAFKA_PASSWORD", "let-me-in");
+    skyfill.run(&bare.arguments(), PATIENCE).expect_code(0);
+    assert_whole(&bare.agree());
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub struct Kafka {
     folder: tempfile::TempDir,
     jars: PathBuf,
     port: u16,
+    sasl_port: u16,
     running: Mutex<Option<Running>>,
 }
 
@@ -48,18 +49,19 @@ impl Kafka {
     /// A fresh broker, or `None` where there are no jars; `more` are lines for its properties.
     pub fn start(more: &[&str]) -> Option<Self> {
         let (jars, folder) = (jars()?, tempfile::tempdir().unwrap());
-        let [port, controller] = free_ports();
+        let [port, sasl_port, controller] = free_ports();
         let mut lines: BTreeMap<&str, String> = BTreeMap::new();
         for line in PROPERTIES.iter().chain(more) {
             let (key, value) = line.split_once('=').unwrap();
-            let value = value.replace("PORT", &port.to_string());
-            lines.insert(key, value.replace("CONTROLLER_AT", &controller.to_string()));
+            let value = value.replace("PLAIN_PORT", &port.to_string());
+            let value = value.replace("SASL_PORT", &sasl_port.to_string());
+            lines.insert(key, value.replace("CONTROLLER_PORT", &controller.to_string()));
         }
         lines.insert("log.dirs", folder.path().join("data").display().to_string());
         let text: Vec<String> =
             lines.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
         std::fs::write(folder.path().join("server.properties"), text.concat()).unwrap();
-        let kafka = Self { folder, jars, port, running: Mutex::new(None) };
+        let kafka = Self { folder, jars, port, sasl_port, running: Mutex::new(None) };
         let properties = kafka.properties();
         let format = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c"];
         kafka.java(&[&format[..], &[&properties]].concat()).expect_code(0);
@@ -70,6 +72,11 @@ impl Kafka {
     /// Where it listens, killed or not.
     pub fn brokers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where it wants a user `skyfill` with the password `let-me-in`.
+    pub fn brokers_with_password(&self) -> String {
+        format!("127.0.0.1:{}", self.sasl_port)
     }
 
     /// SIGKILL, in the middle of whatever it does; gone when this returns.
@@ -168,11 +175,13 @@ const CONFIGS: &str = "kafka.admin.ConfigCommand";
 const PROPERTIES: &[&str] = &[
     "process.roles=broker,controller",
     "node.id=1",
-    "listeners=PLAINTEXT://127.0.0.1:PORT,CONTROLLER://127.0.0.1:CONTROLLER_AT",
-    "advertised.listeners=PLAINTEXT://127.0.0.1:PORT",
+    "listeners=PLAINTEXT://127.0.0.1:PLAIN_PORT,SASL_PLAINTEXT://127.0.0.1:SASL_PORT,CONTROLLER://127.0.0.1:CONTROLLER_PORT",
+    "advertised.listeners=PLAINTEXT://127.0.0.1:PLAIN_PORT,SASL_PLAINTEXT://127.0.0.1:SASL_PORT",
+    "sasl.enabled.mechanisms=PLAIN",
+    "listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_skyfill=\"let-me-in\";",
     "controller.listener.names=CONTROLLER",
-    "controller.quorum.voters=1@127.0.0.1:CONTROLLER_AT",
-    "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "controller.quorum.voters=1@127.0.0.1:CONTROLLER_PORT",
+    "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
     "offsets.topic.replication.factor=1",
     "offsets.topic.num.partitions=1",
     "transaction.state.log.replication.factor=1",
@@ -183,8 +192,8 @@ const PROPERTIES: &[&str] = &[
     "log.cleaner.dedupe.buffer.size=8388608",
 ];
 
-fn free_ports() -> [u16; 2] {
-    // Both are held until both are known, so that they differ.
-    let held = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+fn free_ports() -> [u16; 3] {
+    // All are held until all are known, so that they differ.
+    let held = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     held.map(|listener| listener.local_addr().unwrap().port())
 }

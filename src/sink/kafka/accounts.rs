@@ -17,7 +17,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::account::Revision;
-use crate::sink::kafka::client::{ANSWER, Clients};
+use crate::sink::kafka::client::{ANSWER, Clients, heard_by};
 use crate::sink::kafka::position::Written;
 use crate::sink::{Position, StoreError};
 
@@ -104,7 +104,7 @@ pub fn record(
 pub fn read_all(clients: &Clients, mut take: impl FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
     let consumer = clients.consumer("skyfill-reader")?;
     let topic = topic(&clients.broker.prefix);
-    let sorted = |error| clients.sorted("reading the accounts", &error, Some(consumer.context()));
+    let sorted = |error| clients.sorted("reading the accounts", &error, Some(heard_by(&consumer)));
     let metadata = consumer.fetch_metadata(Some(&topic), ANSWER).map_err(sorted)?;
     let partitions = metadata.topics().iter().flat_map(|it| it.partitions()).map(|it| it.id());
     let (mut list, mut open) = (TopicPartitionList::new(), 0);
@@ -141,4 +141,30 @@ pub fn newest_position(clients: &Clients, origin: &Origin) -> Result<Option<Posi
         }
     })?;
     Ok(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_names_the_account_as_the_rows_do_and_says_where_it_ends() {
+        let revision = Revision {
+            did: "did:plc:secret".to_owned(),
+            shown_as: "did:pseudo:shown".to_owned(),
+            rev: "3k".to_owned(),
+            edition: 2,
+            exported: [("post".to_owned(), 7)].into(),
+            rejected: [("cbor".to_owned(), 1), ("schema".to_owned(), 2)].into(),
+            ..Revision::default()
+        };
+        let origin = Origin { directory: "d".to_owned(), sink: "s".to_owned() };
+        let rows: Rows = [("post".to_owned(), 4)].into();
+        let position = Position { segment: 9, item: 2 };
+        let text = record(&revision, AccountState::Partial, &rows, &origin, position);
+        let expected = r#"{"did":"did:pseudo:shown","state":"partial","rev":"3k","edition":2,"records":{"post":7},"rejected":3,"rows":{"post":4},"directory":"d","sink":"s","position":{"segment":9,"item":2}}"#;
+        assert_eq!(text, expected);
+        let read: Read = serde_json::from_str(&text).unwrap();
+        assert_eq!(Position::from(read.position), position);
+    }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rdkafka::admin::AdminClient;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, ProducerContext};
@@ -42,7 +42,13 @@ pub struct Heard {
 
 impl Heard {
     fn hear(&self, code: Option<RDKafkaErrorCode>, text: &str) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, cleaned(text)));
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // A refusal is not drowned by what follows from it, as that no broker is left.
+        let is_denied =
+            |code: Option<RDKafkaErrorCode>| code.is_some_and(|it| DENIED.contains(&it));
+        if !last.as_ref().is_some_and(|(code, _)| is_denied(*code)) {
+            *last = Some((code, cleaned(text)));
+        }
     }
 
     /// The last trouble, and forgets it.
@@ -87,6 +93,19 @@ pub type Producer = BaseProducer<Heard>;
 
 /// A consumer with what it has heard.
 pub type Consumer = BaseConsumer<Heard>;
+
+/// Events of a client that are looked at for trouble after a question went wrong.
+const EVENTS_MAX: usize = 64;
+
+/// Lets `consumer` hear what the cluster has said beside its answers; gives its ear.
+#[must_use]
+pub fn heard_by(consumer: &Consumer) -> &Heard {
+    for _ in 0..EVENTS_MAX {
+        // An error that comes out here was heard on its way; lines of the log come between them.
+        let _heard = consumer.poll(Duration::ZERO);
+    }
+    consumer.context()
+}
 
 /// Makes clients of one cluster.
 #[derive(Clone, Debug)]

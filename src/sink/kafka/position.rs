@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use crate::sink::kafka::accounts::{self, Origin};
-use crate::sink::kafka::client::{ANSWER, Clients};
+use crate::sink::kafka::client::{ANSWER, Clients, heard_by};
 use crate::sink::kafka::lane::Offsets;
 use crate::sink::{Position, StoreError};
 
@@ -77,7 +77,7 @@ impl Positions {
     pub fn read(&self) -> Result<Option<Position>, StoreError> {
         let consumer = self.clients.consumer(&group(&self.clients.broker.prefix, &self.origin))?;
         let sorted =
-            |error| self.clients.sorted("reading the position", &error, Some(consumer.context()));
+            |error| self.clients.sorted("reading the position", &error, Some(heard_by(&consumer)));
         let mut asked = TopicPartitionList::new();
         asked.add_partition(&self.topic, 0);
         let committed = consumer.committed_offsets(asked, ANSWER).map_err(sorted)?;
@@ -107,5 +107,33 @@ impl Positions {
         element.set_offset(offset).map_err(StoreError::sink)?;
         self.offsets.list = list;
         Ok(&self.offsets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::broker::Broker;
+
+    #[test]
+    fn a_position_is_an_offset_with_the_rest_as_metadata() {
+        // Nobody listens there, and nobody is asked.
+        let clients = Clients { broker: Broker::new("127.0.0.1:1"), zstd: true };
+        let origin = Origin { directory: "0".repeat(32), sink: "broker".to_owned() };
+        let mut positions = Positions::new(&clients, &origin).unwrap();
+        for (position, metadata) in [
+            (Position::after(20), r#"{"segment":20,"item":null}"#),
+            (Position { segment: 21, item: 3 }, r#"{"segment":21,"item":3}"#),
+        ] {
+            let list = &positions.offsets(position).unwrap().list;
+            let elements = list.elements_for_topic("skyfill.accounts");
+            let offset = i64::try_from(position.segment).unwrap();
+            assert_eq!(elements[0].offset(), Offset::Offset(offset));
+            assert_eq!((elements[0].partition(), elements[0].metadata()), (0, metadata));
+            let written: Written = serde_json::from_str(metadata).unwrap();
+            assert_eq!(Position::from(written), position);
+        }
+        assert!(positions.offsets(Position::after(u64::MAX)).is_err(), "it is no offset");
+        assert_eq!(group("skyfill", &origin), format!("skyfill-skyfill-{}-broker", "0".repeat(32)));
     }
 }

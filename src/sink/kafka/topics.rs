@@ -17,7 +17,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::limits::KAFKA_MESSAGE_BYTES_MIN;
 use crate::sink::StoreError;
 use crate::sink::kafka::accounts;
-use crate::sink::kafka::client::{ANSWER, Clients, Consumer, Heard};
+use crate::sink::kafka::client::{ANSWER, Clients, Consumer, Heard, heard_by};
 
 /// Group of the client that looks at topics; it never joins.
 const READER: &str = "skyfill-reader";
@@ -86,7 +86,7 @@ async fn look(
     consumer: &Consumer,
     topic: &str,
 ) -> Result<Option<Found>, StoreError> {
-    let sorted = |error| clients.sorted("looking at topics", &error, Some(consumer.context()));
+    let sorted = |error| clients.sorted("looking at topics", &error, Some(heard_by(consumer)));
     let metadata = consumer.fetch_metadata(Some(topic), ANSWER).map_err(sorted)?;
     let known = metadata.topics().iter().find(|it| it.name() == topic);
     let is_missing = |code: RDKafkaErrorCode| {
@@ -195,4 +195,35 @@ fn refusal(clients: &Clients, topic: &str, found: &Found) -> Option<String> {
         ));
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::broker::Broker;
+
+    #[test]
+    fn what_would_lose_or_refuse_rows_is_named_and_nothing_else() {
+        let clients = Clients { broker: Broker::new("b:1"), zstd: true };
+        let found = |cleanup: &str, message_bytes, partitions| Found {
+            partitions,
+            cleanup: cleanup.to_owned(),
+            message_bytes,
+        };
+        let refused = |topic: &str, found: &Found| refusal(&clients, topic, found);
+        let (enough, post, accounts) = (8 << 20, "skyfill.post", "skyfill.accounts");
+        assert_eq!(refused(post, &found("delete", enough, 12)), None);
+        assert_eq!(refused(accounts, &found("compact", enough, 13)), None);
+        for (topic, found, mends) in [
+            (post, found("compact", enough, 12), "--add-config cleanup.policy=delete"),
+            (post, found("compact,delete", enough, 12), "--add-config cleanup.policy=delete"),
+            (accounts, found("delete", enough, 12), "--add-config cleanup.policy=compact"),
+            (accounts, found("compact,delete", enough, 12), "--add-config cleanup.policy=compact"),
+            (post, found("delete", enough - 1, 12), "--add-config max.message.bytes=8388608"),
+            (post, found("delete", enough, 11), "--topic skyfill.post --partitions 12"),
+        ] {
+            let text = refused(topic, &found).unwrap();
+            assert!(text.contains(mends) && text.contains("--bootstrap-server b:1"), "{text}");
+        }
+    }
 }

@@ -17,6 +17,10 @@
     clippy::cast_possible_wrap
 )]
 
+#[path = "../benches/plan/mod.rs"]
+mod ahead;
+#[path = "schedule/ahead_checked.rs"]
+mod ahead_checked;
 #[path = "schedule/books.rs"]
 mod books;
 #[path = "schedule/estimates.rs"]

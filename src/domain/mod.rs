@@ -12,6 +12,7 @@ pub mod ledger_policy;
 mod ledger_refresh;
 mod ledger_told;
 pub mod nsid;
+pub mod partition;
 pub mod rkey;
 pub mod tid;
 pub mod verdict;

@@ -72,6 +72,9 @@ impl Flight {
 #[derive(Debug, Default)]
 pub struct Flights {
     out: HashMap<AccountId, Flight>,
+    /// Of these, those that are being fetched and those that run alone: asked for with every batch.
+    fetching: usize,
+    lone: usize,
     /// Accounts whose transfers gave their places back: how often, and when first.
     drips: HashMap<AccountId, (u32, Instant)>,
 }
@@ -79,6 +82,9 @@ pub struct Flights {
 impl Flights {
     /// An account goes out.
     pub fn begin(&mut self, id: AccountId, flight: Flight) {
+        self.end(id);
+        self.fetching += usize::from(flight.host().is_some());
+        self.lone += usize::from(flight.runs_alone);
         self.out.insert(id, flight);
     }
 
@@ -112,7 +118,9 @@ impl Flights {
 
     /// An account is back.
     pub fn end(&mut self, id: AccountId) {
-        self.out.remove(&id);
+        let Some(flight) = self.out.remove(&id) else { return };
+        self.fetching -= usize::from(flight.host().is_some());
+        self.lone -= usize::from(flight.runs_alone);
     }
 
     /// How many are out.
@@ -130,13 +138,13 @@ impl Flights {
     /// How many are being fetched.
     #[must_use]
     pub fn fetching(&self) -> usize {
-        self.out.values().filter(|flight| flight.host().is_some()).count()
+        self.fetching
     }
 
     /// Whether one is out that runs alone.
     #[must_use]
     pub fn has_lone(&self) -> bool {
-        self.out.values().any(|flight| flight.runs_alone)
+        self.lone > 0
     }
 
     /// Patience with `way` is over.
@@ -179,6 +187,13 @@ mod tests {
         assert!(matches!(ended, Event::PatienceEnded { reason: r, .. } if r == reason));
         assert_eq!((flights.len(), flights.fetching(), flights.has_lone()), (2, 1, false));
         flights.end(id);
-        assert_eq!((flights.len(), flights.fetching()), (1, 0));
+        flights.end(id);
+        assert_eq!((flights.len(), flights.fetching()), (1, 0), "an end counts once");
+        for runs_alone in [false, true, true] {
+            flights.begin(other, Flight { way: Way::Host(7), runs_alone, patience_over: false });
+            assert_eq!((flights.fetching(), flights.has_lone()), (1, runs_alone));
+        }
+        flights.end(other);
+        assert!(flights.is_empty() && flights.fetching() == 0 && !flights.has_lone());
     }
 }

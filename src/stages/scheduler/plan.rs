@@ -242,7 +242,7 @@ impl Plan {
     fn ask_for_fetches(&mut self, batch: &mut Batch, room: usize, now: Now) {
         let room = room.min(self.limits.batch_size.saturating_sub(self.in_flight.fetching()));
         self.seen.crowded.1 += 1;
-        let mut taken = 0;
+        let (mut taken, mut places) = (0, HashMap::new());
         while taken < room
             && let Some((host, is_probe)) = self.hosts.pick(now.at)
         {
@@ -250,7 +250,8 @@ impl Plan {
             if is_probe {
                 self.asked.probes.push(host);
             }
-            match self.asked.hosts.iter_mut().find(|(known, _)| *known == host) {
+            let place = *places.entry(host).or_insert(self.asked.hosts.len());
+            match self.asked.hosts.get_mut(place) {
                 Some((_, count)) => *count += 1,
                 None => self.asked.hosts.push((host, 1)),
             }

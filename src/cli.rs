@@ -46,6 +46,9 @@ pub enum Command {
     Forget(crate::commands::forget::Flags),
     /// Take identities from an export of the directory, so that accounts need no request each
     Identities(crate::commands::identities::Flags),
+    /// Put accounts on a topic, by the host that serves each, for whoever shares the work
+    #[cfg(feature = "kafka")]
+    Enqueue(Box<crate::commands::enqueue::Flags>),
     /// Write where the data comes from, one JSON line for each exported account
     Provenance(crate::commands::provenance::Flags),
     /// Ask hosts again how exported accounts stand, and write a list of those that are withdrawn

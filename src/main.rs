@@ -49,6 +49,8 @@ fn main() -> ProcessExit {
         Command::Retry(args) => run_retry(&args),
         Command::Forget(args) => run_forget(&args),
         Command::Identities(args) => run_identities(&args),
+        #[cfg(feature = "kafka")]
+        Command::Enqueue(args) => run_enqueue(&args),
         Command::Provenance(args) => run_provenance(&args),
         Command::Recheck(args) => run_recheck(&args),
         Command::Experiment(args) => run_experiment(&args),
@@ -194,6 +196,20 @@ fn run_identities(args: &identities::Flags) -> Result<ExitCode, CommandError> {
     log.flush();
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::Done)
+}
+
+#[cfg(feature = "kafka")]
+fn run_enqueue(args: &skyfill::commands::enqueue::Flags) -> Result<ExitCode, CommandError> {
+    let settings = settings(&args.common, &args.assignments())?;
+    let log = logging::init(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;
+    let (surrounding, mut out) = (Surrounding::system(), io::stdout().lock());
+    let enqueuing = skyfill::commands::enqueue::run(&settings, args, &surrounding, &mut out);
+    let outcome = runtime.block_on(enqueuing);
+    log.flush();
+    runtime.shutdown_background();
+    outcome
 }
 
 fn run_provenance(args: &provenance::Flags) -> Result<ExitCode, CommandError> {

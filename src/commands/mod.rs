@@ -5,6 +5,8 @@ pub mod check;
 pub mod check_sinks;
 pub mod determine;
 pub mod dry_run;
+#[cfg(feature = "kafka")]
+pub mod enqueue;
 pub mod error;
 pub mod experiment;
 pub mod forget;
@@ -18,6 +20,7 @@ pub mod provenance;
 pub mod queue;
 pub mod recheck;
 pub mod recorded;
+pub mod resolving;
 pub mod retry;
 pub mod run;
 pub mod runs;

@@ -64,16 +64,19 @@ impl Broker {
 pub fn brokers(value: &Value) -> Read<String> {
     let what = "brokers such as \"kafka-1:9092,kafka-2:9092\"";
     let written = read::text(value, what)?;
+    checked_places(written).ok_or_else(|| expected(value, what, "each is host:port"))
+}
+
+/// Brokers as they were written, without spaces; `None`: one of them is no place.
+#[must_use]
+pub fn checked_places(written: &str) -> Option<String> {
     let is_place = |place: &str| {
         let Some((host, port)) = place.rsplit_once(':') else { return false };
         let is_good = |it: u8| it.is_ascii_alphanumeric() || b".-_:[]".contains(&it);
         !host.is_empty() && host.bytes().all(is_good) && port.parse::<u16>().is_ok_and(|it| it > 0)
     };
     let places: Vec<&str> = written.split(',').map(str::trim).collect();
-    match places.iter().find(|place| !is_place(place)) {
-        Some(_) => Err(expected(value, what, "each is host:port")),
-        None => Ok(places.join(",")),
-    }
+    places.iter().all(|place| is_place(place)).then(|| places.join(","))
 }
 
 /// A whole number; `--set` writes it like a text.
@@ -96,10 +99,16 @@ pub fn number(value: &Value, range: RangeInclusive<u64>) -> Read<i32> {
 pub fn prefix(value: &Value) -> Read<String> {
     let what = "a word such as \"skyfill\"";
     let written = read::text(value, what)?;
-    let is_good = |it: u8| it.is_ascii_alphanumeric() || b"._-".contains(&it);
-    let is_word = (1..=PREFIX_BYTES_MAX).contains(&written.len()) && written.bytes().all(is_good);
-    match is_word && !written.starts_with('.') {
+    match is_prefix(written) {
         true => Ok(written.to_owned()),
         false => Err(expected(value, what, "letters, digits, dots, dashes and underscores")),
     }
+}
+
+/// Whether it can stand before the dot in every topic's name.
+#[must_use]
+pub fn is_prefix(written: &str) -> bool {
+    let is_good = |it: u8| it.is_ascii_alphanumeric() || b"._-".contains(&it);
+    let is_word = (1..=PREFIX_BYTES_MAX).contains(&written.len()) && written.bytes().all(is_good);
+    is_word && !written.starts_with('.')
 }

@@ -163,7 +163,8 @@ impl Clients {
         made(&self.config()?)
     }
 
-    fn config(&self) -> Result<ClientConfig, StoreError> {
+    /// What every client of the cluster is set up with.
+    pub(super) fn config(&self) -> Result<ClientConfig, StoreError> {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.broker.brokers)

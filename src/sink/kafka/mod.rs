@@ -15,6 +15,7 @@
 
 pub mod accounts;
 pub mod client;
+pub mod dids;
 pub mod lane;
 pub mod position;
 pub mod topics;

@@ -136,6 +136,28 @@ fn every_account_is_on_the_topic_once_under_its_host_and_what_does_not_resolve_i
 }
 
 #[test]
+fn what_a_ledger_knows_is_not_asked_of_the_directory_again() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let job = job(60);
+    let data = job.path("data");
+    job.run(&data).expect_code(0);
+    let asked = job.network.plc.requests();
+    assert_eq!(asked, 60);
+    let mut known = arguments(&job, &kafka, "known", "dids.txt", 1_000);
+    known.extend(["--data-dir".to_owned(), data.to_str().unwrap().to_owned()]);
+    let summary = job.skyfill().run(&known, PATIENCE).expect_code(0).json();
+    assert_eq!((&summary["enqueued"], job.network.plc.requests()), (&json!(60), asked));
+    assert_each_once(&job, &read(&kafka, "known"));
+    // What is older than identity.cache_ttl is asked for again.
+    known.extend(["--set=identity.cache_ttl=0s".to_owned(), "--topics=old".to_owned()]);
+    let at = known.iter().position(|it| it == "--topics").unwrap();
+    known.drain(at..at + 2);
+    job.skyfill().run(&known, PATIENCE).expect_code(0);
+    assert_eq!(job.network.plc.requests(), 2 * asked);
+    assert_each_once(&job, &read(&kafka, "old"));
+}
+
+#[test]
 fn a_broker_that_dies_meanwhile_loses_and_doubles_nothing() {
     let Some(kafka) = Kafka::start(&[]) else { return };
     let job = job(60);

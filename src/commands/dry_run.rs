@@ -39,7 +39,7 @@ pub async fn run(
         found.take(told);
         Ok(())
     };
-    resolving::each(settings, sources, surrounding, take).await?;
+    resolving::each(settings, sources, surrounding, None, take).await?;
     found.write(as_json, out)?;
     Ok(if found.failures.is_empty() { ExitCode::Done } else { ExitCode::SomeParked })
 }
@@ -47,7 +47,7 @@ pub async fn run(
 impl Found {
     fn take(&mut self, told: Told) {
         match told {
-            Told::Found(_, identity) => *self.hosts.entry(identity.host).or_default() += 1,
+            Told::Found(_, identity, _) => *self.hosts.entry(identity.host).or_default() += 1,
             Told::Failed(_, reason) => self.failed(reason.as_str()),
             Told::Malformed => self.failed(Reason::DidInvalid.as_str()),
         }

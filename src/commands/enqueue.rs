@@ -1,7 +1,8 @@
 //! `skyfill enqueue`: resolves accounts and puts them on `<topics>.dids`, each under the host that serves it.
 //!
 //! Accounts that do not resolve are put there under the directory's host, with the reason, and named. Nothing is written on
-//! this machine, and no ledger is asked: whoever reads the topic decides what is done already. Run again, it puts them there again.
+//! this machine: where there is a ledger, its identities are read, so that the directory is not asked for them, and nothing else
+//! of it. Whoever reads the topic decides what is done already. Run again, it puts them there again.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -24,6 +25,7 @@ use crate::sink::kafka::client::Clients;
 use crate::sink::kafka::dids::{Sender, Wanted, topic};
 use crate::sink::kafka::topics;
 use crate::store::error::StoreError;
+use crate::store::ledger_known::KnownIdentities;
 
 /// Accounts that are named as unresolved; beyond that they are only counted.
 const NAMED_MAX: usize = 10_000;
@@ -138,7 +140,10 @@ pub async fn run(
         let now_ms = surrounding.clock.wall_ms();
         summary.take(told, &mut sender, &directory, now_ms).map_err(CommandError::from)
     };
-    resolving::each(settings, &sources, surrounding, take).await?;
+    let ledger = settings.data_dir.join("state.db");
+    let ttl = settings.identity.cache_ttl;
+    let known = ledger.exists().then(|| KnownIdentities::open(&ledger, ttl)).transpose()?;
+    resolving::each(settings, &sources, surrounding, known.as_ref(), take).await?;
     let arrived = blocking(move || sender.finish()).await?;
     summary.write(&name, arrived, flags.json, out)?;
     Ok(if summary.is_whole() { ExitCode::Done } else { ExitCode::SomeParked })
@@ -165,7 +170,7 @@ impl Summary {
         resolved_at_ms: i64,
     ) -> Result<(), StoreError> {
         match told {
-            Told::Found(did, identity) => {
+            Told::Found(did, identity, resolved_at_ms) => {
                 self.resolved += 1;
                 if !self.hosts.contains(&identity.host) {
                     self.hosts.insert(identity.host.clone());

@@ -1,7 +1,7 @@
 //! Resolves the DIDs of lists, one after the other at the directory's pace, without a ledger.
 //!
 //! takes    lists
-//! gives    each DID once, with its identity or the reason why there is none; repetitions beyond a million DIDs come again
+//! gives    each DID once, with its identity (from the ledger, if one is given and knows it) or the reason why there is none; repetitions beyond a million DIDs come again
 //! retries  a directory that does not answer, three times
 //! gives up on lists that cannot be read
 
@@ -24,6 +24,7 @@ use crate::pipeline::parts::{directory, worker_patience};
 use crate::pipeline::{Surrounding, plan_limits};
 use crate::stages::messages::Probe;
 use crate::stages::resolver::{Tools, resolve};
+use crate::store::ledger_known::KnownIdentities;
 
 /// Resolutions at once.
 const AT_ONCE: usize = 32;
@@ -37,15 +38,15 @@ const REMEMBERED_MAX: usize = 1_000_000;
 /// What became of one line of the lists.
 #[derive(Debug)]
 pub enum Told {
-    /// Its host is known.
-    Found(Did, Identity),
+    /// Its host is known since then, milliseconds since 1970.
+    Found(Did, Identity, i64),
     /// It is not, for this reason.
     Failed(Did, Reason),
     /// It is no DID.
     Malformed,
 }
 
-/// Tells `take` of every DID of `sources`; its error ends it.
+/// Tells `take` of every DID of `sources`; its error ends it. The directory is not asked for what is `known`.
 ///
 /// # Errors
 /// [`CommandError`], also if the lists hold no DID.
@@ -53,6 +54,7 @@ pub async fn each(
     settings: &Settings,
     sources: &[ListSource],
     surrounding: &Surrounding,
+    known: Option<&KnownIdentities>,
     mut take: impl FnMut(Told) -> Result<(), CommandError>,
 ) -> Result<(), CommandError> {
     let clock = &surrounding.clock;
@@ -75,6 +77,13 @@ pub async fn each(
         }
         if seen.len() < REMEMBERED_MAX {
             seen.insert(did.clone());
+        }
+        let now_ms = clock.wall_ms();
+        if let Some((identity, at_ms)) =
+            known.map(|it| it.of(did.as_str(), now_ms)).transpose()?.flatten()
+        {
+            take(Told::Found(did, identity, at_ms))?;
+            continue;
         }
         while under_way.len() >= AT_ONCE {
             if let Some(done) = under_way.next().await {
@@ -137,7 +146,7 @@ fn noted((did, resolved, signal): Resolved, pace: &mut HostPace, around: &Surrou
     pace.note(&signal, around.clock.now(), &around.chance);
     pace.give_back();
     match resolved {
-        Ok(identity) => Told::Found(did, identity),
+        Ok(identity) => Told::Found(did, identity, around.clock.wall_ms()),
         Err(Failure { cause: Cause::Terminal(reason), .. }) => Told::Failed(did, reason),
         Err(_) => Told::Failed(did, Reason::DirectoryUnavailable),
     }

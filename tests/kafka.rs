@@ -195,7 +195,7 @@ fn crashes_and_kills_of_skyfill_lose_nothing_and_double_nothing() {
     });
     let seed = number_from("SKYFILL_SEED", 7);
     let kills = AtomicU64::new(0);
-    let lanes: Vec<u64> = (0..6).collect();
+    let lanes: Vec<u64> = (0..8).collect();
     in_parallel(&lanes, 3, |lane| {
         let mut rng = Rng::with_seed(seed * 100 + lane);
         let scene = Scene::new(&job, &kafka, &format!("killed-{lane}"), &[]);

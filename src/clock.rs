@@ -10,23 +10,26 @@ use std::sync::atomic::{AtomicI64, Ordering};
 pub use tokio::time::Instant;
 
 /// Tells the time; cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Clock {
     /// `None`: the system's wall clock.
     fixed_wall_ms: Option<Arc<AtomicI64>>,
+    /// When this clock was made, and what the wall clock showed then.
+    made: (Instant, i64),
 }
 
 impl Clock {
     /// The system's clock.
     #[must_use]
     pub fn system() -> Self {
-        Self::default()
+        Self { fixed_wall_ms: None, made: (Instant::now(), system_wall_ms()) }
     }
 
     /// A clock whose wall time stands at `wall_ms` until [`Clock::set_wall_ms`] moves it.
     #[must_use]
     pub fn fixed(wall_ms: i64) -> Self {
-        Self { fixed_wall_ms: Some(Arc::new(AtomicI64::new(wall_ms))) }
+        let fixed_wall_ms = Some(Arc::new(AtomicI64::new(wall_ms)));
+        Self { fixed_wall_ms, made: (Instant::now(), wall_ms) }
     }
 
     /// Monotonic time.
@@ -40,8 +43,20 @@ impl Clock {
     pub fn wall_ms(&self) -> i64 {
         match &self.fixed_wall_ms {
             Some(fixed) => fixed.load(Ordering::Acquire),
-            None => chrono::Utc::now().timestamp_millis(),
+            None => system_wall_ms(),
         }
+    }
+
+    /// What retries and waits are counted by: wall time when this clock was made, and monotonic time since. A wall clock that is
+    /// set, jumps or stands still neither hurries nor holds up anything; a fixed clock is taken as it is.
+    #[must_use]
+    pub fn steady_ms(&self) -> i64 {
+        if self.fixed_wall_ms.is_some() {
+            return self.wall_ms();
+        }
+        let (at, wall_ms) = self.made;
+        let since = i64::try_from(self.now().saturating_duration_since(at).as_millis());
+        wall_ms.saturating_add(since.unwrap_or(i64::MAX))
     }
 
     /// Wall time as UTC text `YYYY-MM-DD-HH:MM:SS`, the form of every timestamp that readers see.
@@ -56,6 +71,10 @@ impl Clock {
             fixed.store(wall_ms, Ordering::Release);
         }
     }
+}
+
+fn system_wall_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis()
 }
 
 /// `wall_ms` (milliseconds since 1970) as UTC text `YYYY-MM-DD-HH:MM:SS`.
@@ -77,5 +96,14 @@ mod tests {
         assert_eq!(clock.wall_text(), "2024-09-27-00:00:00");
         clock.set_wall_ms(1_727_395_201_999);
         assert_eq!(clock.wall_text(), "2024-09-27-00:00:01");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn steady_time_is_monotonic_time_with_a_date() {
+        let clock = Clock::system();
+        let (begun, hour) = (clock.steady_ms(), std::time::Duration::from_secs(3_600));
+        tokio::time::sleep(hour).await;
+        assert_eq!(clock.steady_ms() - begun, 3_600_000);
+        assert!(clock.wall_ms() - begun < 3_000_000, "the wall clock knows nothing of it");
     }
 }

@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use skyfill::actor::supervisor::RESTARTS_PER_MINUTE_MAX;
 use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::config::file::{self, Assignment, Mode};
@@ -27,6 +28,7 @@ use skyfill::stages::messages::{Fate, Point, Probe};
 use support::judge::judge;
 use support::network::Network;
 use support::oracle::Options;
+use support::proc::Skyfill;
 use support::world::{Records, Shape};
 
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -377,13 +379,55 @@ fn a_stage_that_hangs_is_replaced_and_nothing_is_lost() {
     strike_everywhere(&STAGES, false, &[Kind::Hang]);
 }
 
+/// Set in the child that the storm rages in.
+const STORM: &str = "SKYFILL_TEST_STORM";
+
 #[test]
 fn a_stage_that_always_dies_ends_the_run_with_its_name() {
+    if std::env::var_os(STORM).is_none() {
+        return measure_the_storm();
+    }
     let bench = Bench::new(25, 5, 5);
-    let ran = bench.run(&[], |point| assert!(point != Point::Stage("fetcher"), "always"));
+    let deaths = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&deaths);
+    let ran = bench.run(&[], move |point| {
+        if point == Point::Stage("fetcher") {
+            if counted.fetch_add(1, Ordering::AcqRel) == 0 {
+                println!("the storm begins");
+            }
+            panic!("always");
+        }
+    });
     let error = ran.code.unwrap_err();
-    assert_eq!(error.exit_code(), ExitCode::Failed);
     assert!(error.to_string().contains("fetcher"), "{error}");
+    println!("the storm ends after {} deaths", deaths.load(Ordering::Acquire));
+    std::process::exit(i32::from(error.exit_code().code()));
+}
+
+/// The test above in a process of its own: how it ends, and what the storm costs.
+fn measure_the_storm() {
+    let name = "a_stage_that_always_dies_ends_the_run_with_its_name";
+    let itself =
+        Skyfill::new(std::env::current_exe().unwrap()).env(STORM, "1").env("RUST_BACKTRACE", "0");
+    let (child, patience) =
+        (itself.spawn(&["--exact", name, "--nocapture"]), Duration::from_secs(120));
+    assert!(child.wait_for("the storm begins", patience), "{}", child.stderr());
+    let (begun, before) = (Instant::now(), child.usage().cpu_seconds());
+    let finished = child.finish(patience);
+    let (lasted, used) = (begun.elapsed(), finished.usage.cpu_seconds() - before);
+    assert_eq!(finished.code, Some(1), "{finished:#?}");
+    let deaths = format!("the storm ends after {} deaths", 1 + RESTARTS_PER_MINUTE_MAX);
+    assert!(finished.stdout.contains(&deaths), "{finished:#?}");
+    // 100 ms, doubling to 6.4 s: within a minute, or the count would begin anew.
+    assert!(lasted < Duration::from_secs(60), "{lasted:?}");
+    let share = used / lasted.as_secs_f64();
+    assert!(share < 0.05, "{used} CPU-seconds in {lasted:?}");
+    println!(
+        "restart storm: exit code 1 after {} deaths in {:.1} s, {:.1}% of a core, nothing lost",
+        1 + RESTARTS_PER_MINUTE_MAX,
+        lasted.as_secs_f64(),
+        share * 100.0
+    );
 }
 
 /// Walks that hang for ever in this run: `true` from `hangs` makes the walk of that number (from 1) of `did` stand still.

@@ -345,3 +345,203 @@ fn a_log_that_nobody_reads_any_more_stops_nothing() {
     assert_eq!(finished.code, Some(0), "{finished:#?}");
     job.verdict(&data).assert_clean();
 }
+
+/// `$1` image, `$2` mount point, `$3` orders, then the command: runs it on an ext4 of its own, which turns read-only under it when
+/// `break` is ordered; checks that file system, and runs the command again.
+const ON_A_DISK_THAT_BREAKS: &str = r#"
+image=$1 disk=$2 orders=$3; shift 3
+truncate -s 96M "$image" && mkfs.ext4 -q -F "$image" || exit 98
+mount -o loop,errors=remount-ro "$image" "$disk" || exit 99
+device=$(basename "$(findmnt -no SOURCE "$disk")")
+( while [ ! -e "$orders/break" ] && [ ! -e "$orders/stop" ]; do sleep 0.02; done
+  [ -e "$orders/stop" ] || { echo broken > "/sys/fs/ext4/$device/trigger_fs_error"; rm "$orders/break"; } ) &
+"$@"
+code=$?
+findmnt -no OPTIONS "$disk" > "$orders/options"
+touch "$orders/stop"; wait
+umount "$disk" && fsck.ext4 -fy "$image" >/dev/null 2>&1
+mount -o loop "$image" "$disk" || exit 97
+"$@" >/dev/null; echo $? > "$orders/again"
+cp -a "$disk/data" "$orders/data"
+umount "$disk"
+exit $code
+"#;
+
+#[test]
+fn a_disk_that_turns_read_only_under_it_ends_it_by_name_and_the_next_run_goes_on() {
+    let has_loops =
+        Path::new("/dev/loop-control").exists() && Path::new("/sbin/mkfs.ext4").exists();
+    if !rustix::process::geteuid().is_root() || !has_loops {
+        println!("neither root nor loop devices here: a disk that turns read-only cannot be had");
+        return;
+    }
+    let job = job(91, 40, 60, &["--batch-size", "2"]);
+    slow(&job, 300);
+    let (disk, orders) = (job.path("disk"), job.path("orders"));
+    std::fs::create_dir_all(&disk).unwrap();
+    std::fs::create_dir_all(&orders).unwrap();
+    let mut command: Vec<String> =
+        ["-m", "sh", "-c", ON_A_DISK_THAT_BREAKS, "sh"].map(str::to_owned).to_vec();
+    let image = job.path("image");
+    command.extend([&image, &disk, &orders].map(|path| path.to_str().unwrap().to_owned()));
+    command.extend(job.command(&disk.join("data")));
+    let running = Skyfill::new("unshare").spawn(&command);
+    wait_until(&running, "work", || job.network.hosts.iter().any(|host| host.log().len() > 2));
+    std::fs::write(orders.join("break"), "").unwrap();
+    let finished = running.finish(PATIENCE);
+    assert_eq!(finished.code, Some(74), "{finished:#?}");
+    let options = std::fs::read_to_string(orders.join("options")).unwrap();
+    assert!(options.split([',', '\n']).any(|it| it == "ro" || it == "emergency_ro"), "{options}");
+    assert!(finished.stderr.contains(disk.join("data").to_str().unwrap()), "{finished:#?}");
+    assert_eq!(std::fs::read_to_string(orders.join("again")).unwrap().trim(), "0");
+    job.verdict(&orders.join("data")).assert_clean();
+    println!("read-only under a run: exit code 74, the next run 0, 0 lost, 0 doubled, 0 torn");
+}
+
+#[test]
+fn what_may_not_be_read_or_written_is_named_with_its_path() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not root here: tests/config.rs tries what may not be read");
+        return;
+    }
+    let job = job(92, 4, 10, &[]);
+    let mode = |path: &Path, mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(path, mode).unwrap();
+    };
+    mode(job.folder.path(), 0o755);
+    let (home, config) = (job.path("home"), job.path("skyfill.toml"));
+    std::fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(65_534), Some(65_534)).unwrap();
+    std::fs::write(&config, "").unwrap();
+    let data = home.join("data");
+    // Root may do everything, so somebody else does it.
+    let nobody = |more: &[&str]| {
+        let who = ["--reuid=65534", "--regid=65534", "--clear-groups"].map(str::to_owned);
+        let more = more.iter().map(|it| (*it).to_owned());
+        let command: Vec<String> = who.into_iter().chain(job.command(&data)).chain(more).collect();
+        Skyfill::new("setpriv").run(&command, PATIENCE)
+    };
+    let finished = nobody(&["--config", config.to_str().unwrap()]);
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    let list = job.path("dids.txt");
+    let mut tried = 0;
+    for path in [
+        &config,
+        &list,
+        &data.join("state.db"),
+        &data.join("journal"),
+        &data.join("lock"),
+        &queue_path(&data, "like"),
+        &data,
+    ] {
+        let before = std::fs::metadata(path).unwrap();
+        mode(path, 0o000);
+        let refused = nobody(&["--config", config.to_str().unwrap()]);
+        mode(path, std::os::unix::fs::PermissionsExt::mode(&before.permissions()));
+        assert!(matches!(refused.code, Some(77 | 78)), "{path:?}: {refused:#?}");
+        assert!(refused.stderr.contains(path.to_str().unwrap()), "{path:?}: {refused:#?}");
+        tried += 1;
+    }
+    assert_eq!(nobody(&[]).code, Some(0));
+    job.verdict(&data).assert_clean();
+    println!("{tried} paths without permission: exit code 77 or 78 with the path, nothing lost");
+}
+
+/// A library that shows a process another clock, from Debian's package; `tests/run` gets it.
+fn faketime() -> Option<PathBuf> {
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/faketime/usr/lib");
+    let folders = [unpacked, "/usr/lib".into()];
+    let machines = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten();
+    let found = machines
+        .flatten()
+        .map(|machine| machine.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.exists());
+    if found.is_none() {
+        println!("no libfaketime here: a real run under a jumping clock is left out");
+    }
+    found
+}
+
+#[test]
+fn a_clock_that_jumps_or_stands_still_makes_no_storm_and_no_endless_wait() {
+    const ACCOUNTS: usize = 24;
+    let Some(library) = faketime() else { return };
+    for (name, jumps) in [
+        ("-1 h", &["-1h"][..]),
+        ("+1 d", &["+1d"]),
+        ("+10 y", &["+10y"]),
+        ("stuck", &["2026-01-01 00:00:00"]),
+        ("there and back", &["+10y", "-1h", "+1d", "+0"]),
+    ] {
+        // Every account fails once and waits for its retry, which the ledger keeps in wall time.
+        let job = job(93, ACCOUNTS, 20, &["--set", "retry.base=2s", "--batch-size", "8"]);
+        let faults = job.network.faults();
+        for did in job.network.world().dids() {
+            faults.script(Place::Repo, Target::Did(did), [Fault::status(404)], Then::Heal);
+        }
+        let (data, clock) = (job.path("data"), job.path("clock"));
+        let show = |time: &str| {
+            // The library may read at any moment.
+            let next = clock.with_extension("next");
+            std::fs::write(&next, format!("{time}\n")).unwrap();
+            std::fs::rename(next, &clock).unwrap();
+        };
+        show("+0");
+        let skyfill = job
+            .skyfill()
+            .env("LD_PRELOAD", library.to_str().unwrap())
+            .env("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        let running = skyfill.spawn(&job.arguments(&data));
+        let asked = || job.network.hosts.iter().map(|host| host.log().len()).sum::<usize>();
+        for (index, jump) in jumps.iter().enumerate() {
+            wait_until(&running, "work", || asked() > 4 * (index + 1));
+            show(jump);
+        }
+        let finished = running.finish(PATIENCE);
+        assert_eq!(finished.code, Some(0), "{name}: {finished:#?}");
+        assert_eq!(finished.json()["accounts"]["parked"], 0, "{name}");
+        // Once for the fault, what that leaves open, and once for the repository.
+        let requests = asked();
+        assert!((2 * ACCOUNTS..=4 * ACCOUNTS).contains(&requests), "{name}: {requests} requests");
+        assert!(finished.usage.cpu_seconds() < 20.0, "{name}: {:?}", finished.usage);
+        job.verdict(&data).assert_clean();
+        println!(
+            "clock {name}: {requests} requests for {ACCOUNTS} accounts that fail once, {:.1} s, 0 lost, 0 doubled",
+            finished.seconds
+        );
+    }
+}
+
+#[test]
+fn waits_that_were_written_under_a_clock_far_ahead_end_with_the_next_start() {
+    let Some(library) = faketime() else { return };
+    let job = job(94, 6, 20, &[]);
+    let missing = [Fault::status(404)];
+    job.network.faults().script(Place::Repo, Target::Any, missing, Then::Repeat);
+    let data = job.path("data");
+    let ahead = job
+        .skyfill()
+        .env("LD_PRELOAD", library.to_str().unwrap())
+        .env("FAKETIME", "+10y")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let waiting = [
+        job.arguments(&data),
+        ["--set", "retry.base=1h", "--set", "retry.max=1h"].map(str::to_owned).to_vec(),
+    ]
+    .concat();
+    let running = ahead.spawn(&waiting);
+    let state = data.join("state.db");
+    wait_until(&running, "six waits", || {
+        rusqlite::Connection::open(&state).is_ok_and(|ledger| {
+            let select = "SELECT count(*) FROM accounts WHERE state = 4 AND due_ms > 1e3 * (unixepoch() + 9 * 365 * 86400)";
+            ledger.query_row(select, [], |row| row.get::<_, i64>(0)).is_ok_and(|count| count == 6)
+        })
+    });
+    running.kill_and_wait();
+    job.network.faults().heal();
+    assert_eq!(job.run(&data).code, Some(0));
+    job.verdict(&data).assert_clean();
+}

@@ -26,7 +26,7 @@ impl Rows {
         })?;
         let (old_reason, listed, rules, host): (Option<String>, bool, Option<String>, _) = row;
         let mut account = self.rules(id, rules.as_deref())?;
-        let moment = Moment { now_ms: self.clock.wall_ms(), fraction: self.chance.fraction() };
+        let moment = Moment { now_ms: self.clock.steady_ms(), fraction: self.chance.fraction() };
         let before = Place { state: account.state, host, alone: account.runs_alone() };
         let (kind, was_refreshing) = (Kind::from(&event), account.refreshing);
         let effect = account.apply(event, &self.policy, moment);

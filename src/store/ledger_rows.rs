@@ -357,8 +357,9 @@ impl Rows {
         &self.path
     }
 
+    /// Steady: what is due does not depend on a wall clock that jumps.
     pub(crate) fn now_ms(&self) -> i64 {
-        self.clock.wall_ms()
+        self.clock.steady_ms()
     }
 
     pub(crate) fn connection(&self) -> &Connection {

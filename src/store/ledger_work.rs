@@ -10,6 +10,9 @@ use crate::store::error::StoreError;
 use crate::store::ledger_lists::Counts;
 use crate::store::ledger_rows::{Applied, Queue, Rows, RunCounts};
 
+/// `retry.max` is at most 30 days; nothing else waits as long.
+const WAIT_MS_MAX: i64 = 31 * 86_400_000;
+
 /// Accounts that become due in one batch, so that a batch stays short.
 const PROMOTED_MAX: i64 = 1_000;
 
@@ -282,6 +285,17 @@ impl Rows {
         let ids: Vec<i64> = self.select(select, [], |row| row.get(0))?;
         ids.iter().try_for_each(|id| self.apply(AccountId(*id), event.clone()).map(drop))?;
         Ok(ids.len())
+    }
+
+    /// Makes due what waits for longer than any setting allows: it was written while the wall clock was far ahead.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn end_absurd_waits(&mut self) -> Result<(), StoreError> {
+        let now_ms = self.now_ms();
+        let update =
+            "UPDATE accounts SET due_ms = ?1 WHERE listed = 1 AND state = 4 AND due_ms > ?2";
+        self.execute(update, [now_ms, now_ms.saturating_add(WAIT_MS_MAX)]).map(drop)
     }
 
     fn promote_due(&mut self, applied: &mut Vec<Applied>) -> Result<(), StoreError> {

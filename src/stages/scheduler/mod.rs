@@ -170,10 +170,11 @@ impl Actor for Scheduler {
     ) -> Result<State, ActorProcessingErr> {
         let begin = |rows: &mut crate::store::ledger_rows::Rows| {
             rows.end_leases(&Event::GivenBack)?;
+            rows.end_absurd_waits()?;
             rows.host_rows()
         };
         let rows = arguments.ledger.run(begin).await?;
-        let now = Now { at: arguments.clock.now(), wall_ms: arguments.clock.wall_ms() };
+        let now = Now { at: arguments.clock.now(), wall_ms: arguments.clock.steady_ms() };
         let plan = Plan::new(arguments.limits, arguments.chance.clone(), rows, now);
         wake_when_free(&arguments.resolver, &myself);
         wake_when_free(&arguments.fetcher, &myself);
@@ -295,7 +296,7 @@ fn wake_when_eased(backlog: &Backlog, scheduler: &ActorRef<Message>) {
 
 impl State {
     fn now(&self) -> Now {
-        Now { at: self.arguments.clock.now(), wall_ms: self.arguments.clock.wall_ms() }
+        Now { at: self.arguments.clock.now(), wall_ms: self.arguments.clock.steady_ms() }
     }
 
     /// Gives the ledger its next batch, if none is with it; tells how far the work is; sets the timer.

@@ -199,7 +199,7 @@ async fn wait(
     stop: impl Future<Output = ()>,
 ) -> (Option<PipelineEnd>, bool) {
     let condition = pipeline.condition();
-    let waiting = move || condition.borrow().full.values().next().cloned();
+    let waiting = move || condition.borrow().waits().next().cloned();
     let shown = async {
         if order.quiet {
             return std::future::pending().await;

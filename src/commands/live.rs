@@ -88,7 +88,7 @@ impl Live {
         let (accounts_per_second, records_per_second) =
             (format!("{accounts:.1}"), format!("{records:.0}"));
         let eta_seconds = self.eta_seconds();
-        let waits_for = self.reach.condition().borrow().full.values().next().cloned();
+        let waits_for = self.reach.condition().borrow().waits().next().cloned();
         tracing::info!(
             total = counts.total(),
             queued = counts.queued,
@@ -124,7 +124,7 @@ impl Live {
         let hosts = observed.as_ref().map(|observed| &observed.hosts[..]).unwrap_or_default();
         let told: Vec<Value> = hosts.iter().take(HOSTS_TOLD_MAX).map(|it| self.host(it)).collect();
         let bound_by = observed.as_ref().and_then(|it| self.reach.bound_by(it, beside.batch_size));
-        let disk: Vec<String> = self.reach.condition().borrow().full.values().cloned().collect();
+        let disk: Vec<String> = self.reach.condition().borrow().waits().cloned().collect();
         json!({
             "ok": true,
             "pid": std::process::id(),

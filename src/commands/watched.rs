@@ -81,13 +81,14 @@ pub fn readiness(is_loaded: bool, condition: &Condition) -> Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::error::Lack;
 
     #[test]
     fn it_is_ready_once_lists_are_loaded_and_while_there_is_space() {
         let mut condition = Condition::default();
         assert_eq!(readiness(false, &condition), Readiness::Starting);
         assert_eq!(readiness(true, &condition), Readiness::Ready);
-        condition.full.insert("ledger", "full".to_owned());
+        condition.full.insert("ledger", (Lack::Space, "full".to_owned()));
         assert_eq!(readiness(true, &condition), Readiness::DiskFull);
         assert_eq!(readiness(false, &condition), Readiness::DiskFull);
     }

@@ -17,12 +17,19 @@ const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
 /// What is wrong right now.
 #[derive(Clone, Debug, Default)]
 pub struct Condition {
-    /// Writers that wait for space, each with its sentence.
-    pub full: BTreeMap<&'static str, String>,
+    /// Writers that wait for space, or for a descriptor, each with its sentence.
+    pub full: BTreeMap<&'static str, (Lack, String)>,
     /// What ended everything.
     pub failed: Option<Arc<StoreError>>,
     /// The process was asked to stop: nobody waits for space any more.
     pub ending: bool,
+}
+
+impl Condition {
+    /// The sentences of all who wait.
+    pub fn waits(&self) -> impl Iterator<Item = &String> {
+        self.full.values().map(|(_, text)| text)
+    }
 }
 
 /// Reports and watches the condition; clones are the same one.
@@ -79,8 +86,9 @@ impl Health {
 
     fn lacks(&self, writer: &'static str, what: Lack, error: &dyn std::fmt::Display) {
         let text = error.to_string();
-        let is_news =
-            self.0.send_if_modified(|condition| condition.full.insert(writer, text).is_none());
+        let is_news = self
+            .0
+            .send_if_modified(|condition| condition.full.insert(writer, (what, text)).is_none());
         match what {
             _ if !is_news => {}
             Lack::Space => tracing::error!(writer, %error, "the disk is full, everything waits"),
@@ -92,9 +100,17 @@ impl Health {
 
     /// `writer` could write again.
     pub fn cleared(&self, writer: &'static str) {
-        let was_full = self.0.send_if_modified(|condition| condition.full.remove(writer).is_some());
-        if was_full {
-            tracing::info!(writer, "there is space again, going on");
+        let mut lacked = None;
+        self.0.send_if_modified(|condition| {
+            lacked = condition.full.remove(writer).map(|(what, _)| what);
+            lacked.is_some()
+        });
+        match lacked {
+            None => {}
+            Some(Lack::Space) => tracing::info!(writer, "there is space again, going on"),
+            Some(Lack::Descriptors) => {
+                tracing::info!(writer, "there are descriptors again, going on");
+            }
         }
     }
 

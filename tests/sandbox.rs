@@ -429,6 +429,8 @@ fn what_it_calls_under_load_is_within_the_filter() {
     } else {
         Skyfill::new("strace").spawn(&words)
     };
+    // Root that asks for the status while the ledger is first opened can make its shared memory before the daemon does.
+    assert!(traced.wait_for("ready, loading the lists", PATIENCE), "{}", traced.stderr());
     let skyfill = Skyfill::new(binary);
     let (data, begun) = (path("data"), Instant::now());
     let status = || {

@@ -73,8 +73,9 @@ impl Run {
         let mut file = BufWriter::new(File::create(&list).unwrap());
         dids.iter().for_each(|did| writeln!(file, "{did}").unwrap());
         for number in 0..self.unknown {
-            let letters = (0..24).map(|at| b'a' + (number >> at & 1) as u8);
-            writeln!(file, "did:plc:{}", String::from_utf8(letters.collect()).unwrap()).unwrap();
+            // They come after all others, which are taken on in the order of their names.
+            let digits = (0..12).map(|at| char::from(b'w' + (number >> (2 * at) & 3) as u8));
+            writeln!(file, "did:plc:zzzzzzzzzzzz{}", digits.collect::<String>()).unwrap();
         }
         drop(file);
         let data = place.path().join("data");

@@ -14,14 +14,8 @@ use crate::exit_code::ExitCode;
 
 /// Backfills Bluesky (AT Protocol) accounts: every record, proven, into per-type queues.
 #[derive(Debug, Parser)]
-#[command(
-    name = "skyfill",
-    version,
-    about,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
-#[command(after_help = exit_codes(), disable_help_subcommand = true)]
+#[command(name = "skyfill", version, about, propagate_version = true)]
+#[command(after_help = exit_codes(), arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
 use crate::store::error::StoreError;
 use crate::store::ledger_lists::{Report, report};
@@ -26,10 +26,7 @@ impl DoneAccounts {
     /// # Errors
     /// [`StoreError::Config`] for a newer schema, [`StoreError`] otherwise.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(path, flags);
-        let connection = opened.map_err(|error| StoreError::sqlite(path, error))?;
-        ledger_schema::known_schema(&connection, path)?;
+        let connection = ledger_schema::read_only(path)?;
         Ok(Self { path: path.to_owned(), connection })
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension};
 
 use crate::domain::identity::Identity;
 use crate::domain::ledger::{Account, Doubt, millis};
@@ -24,10 +24,7 @@ impl KnownIdentities {
     /// # Errors
     /// [`StoreError::Config`] for a newer schema, [`StoreError`] otherwise.
     pub fn open(path: &Path, ttl: Duration) -> Result<Self, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(path, flags);
-        let connection = opened.map_err(|error| StoreError::sqlite(path, error))?;
-        ledger_schema::known_schema(&connection, path)?;
+        let connection = ledger_schema::read_only(path)?;
         Ok(Self { path: path.to_owned(), connection, ttl })
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 use crate::seed::Chance;
 use crate::store::durable;
@@ -29,6 +29,18 @@ const TABLES: &str = "
     CREATE INDEX by_reason ON accounts (reason, id) WHERE state = 6;
     CREATE TABLE totals (state INTEGER, reason TEXT, n INTEGER, PRIMARY KEY (state, reason)) WITHOUT ROWID;
     CREATE TABLE queues (label TEXT PRIMARY KEY, segment INTEGER, item INTEGER) WITHOUT ROWID;";
+
+/// Opens `state.db` for reading only.
+///
+/// # Errors
+/// [`StoreError::Config`] for a newer schema, [`StoreError`] otherwise.
+pub fn read_only(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened = Connection::open_with_flags(path, flags);
+    let connection = opened.map_err(|error| StoreError::sqlite(path, error))?;
+    known_schema(&connection, path)?;
+    Ok(connection)
+}
 
 /// Schema of an open ledger, 0 for a new one.
 ///

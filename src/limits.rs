@@ -85,3 +85,7 @@ pub const KAFKA_QUEUE_MESSAGES: u32 = 20_000;
 
 /// Bytes of `max.message.bytes` that every topic must take: a row can become 7 MB.
 pub const KAFKA_MESSAGE_BYTES_MIN: u32 = 8 << 20;
+
+/// Offsets of a partition that a worker may know beyond the first undecided one: their bits are 2 KiB, 2,731 characters beside an
+/// offset, and brokers take 4,096 (`offset.metadata.max.bytes`). Who reaches it reads on when the first one is decided.
+pub const INPUT_WINDOW_OFFSETS_MAX: u32 = 16_384;

@@ -4,6 +4,7 @@ pub mod account;
 pub mod did;
 pub mod filter;
 pub mod identity;
+pub mod input_window;
 pub mod ledger;
 pub mod ledger_event;
 #[cfg(test)]

@@ -23,3 +23,4 @@ pub mod guard;
 pub mod pace;
 pub mod patience;
 pub mod response;
+pub mod territory;

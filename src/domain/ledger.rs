@@ -186,7 +186,9 @@ impl Account {
                 self.lease_to_fetch(alone, policy, at)
             }
             (State::Resolving, Event::Resolved(identity)) => self.resolved(identity, at),
-            (State::Queued | State::Ready, Event::Told(told)) => self.told(told, policy, at),
+            (State::Queued | State::Ready | State::RetryAt(_), Event::Told(told)) => {
+                self.told(told, policy, at)
+            }
             (State::Fetching, Event::BodyBegun) => {
                 self.body_begun = true;
                 Effect::Moved
@@ -481,6 +483,18 @@ mod tests {
         account.apply(Event::LeasedToFetch { alone: false }, &policy, at(now + 2));
         account.apply(failed(Cause::Repository(Reason::RepoNotFound)), &policy, at(now + 3));
         assert_eq!(account.apply(told(Some("d"), now + 4), &policy, at(now + 4)), Effect::Nothing);
+        // What waits for its retry waits on, for the newer host; so does what waits for its second verdict.
+        account.apply(Event::LeasedToResolve, &policy, at(now + 4));
+        account.apply(Event::Resolved(identity("e")), &policy, at(now + 4));
+        assert_eq!(account.doubt, Doubt::Fetch);
+        account.apply(Event::LeasedToFetch { alone: false }, &policy, at(now + 4));
+        let waits = account.apply(failed(Cause::Transient), &policy, at(now + 4));
+        assert_eq!(account.apply(told(Some("f"), now + 4), &policy, at(now + 5)), Effect::Nothing);
+        assert_eq!(account.apply(told(Some("f"), now + 5), &policy, at(now + 5)), waits);
+        let host = account.identity.as_ref().map(|identity| identity.host.as_str());
+        assert_eq!((host, account.doubt), (Some("f"), Doubt::Fetch));
+        account.apply(Event::Due, &policy, at(now + 6));
+        assert_eq!(account.state, State::Ready);
         let mut gone = Account::default();
         assert_eq!(gone.apply(told(None, now), &policy, at(now)), Effect::Decided);
         assert_eq!(gone.state, State::Parked(Reason::DidTombstoned));

@@ -6,12 +6,13 @@ use crate::domain::verdict::Reason;
 
 impl Account {
     /// What an export says is as old as the export: nothing where the cache would not keep it, where something newer is known,
-    /// and where a verdict waits for the directory's own word.
+    /// and where a verdict waits for the directory's own word. What waits for its retry goes on waiting, for the host that is
+    /// told of.
     pub(super) fn told(&mut self, told: Told, policy: &LedgerPolicy, at: Moment) -> Effect {
         let Told { identity, as_of_ms } = told;
         let is_newer = self.identity.is_none() || as_of_ms > self.resolved_at_ms;
         let is_young = at.now_ms.saturating_sub(as_of_ms) < millis(policy.cache_ttl).max(1_000);
-        if !is_newer || !is_young || self.doubt != Doubt::None {
+        if !is_newer || !is_young || matches!(self.doubt, Doubt::Resolve(_)) {
             return Effect::Nothing;
         }
         let Some(identity) = identity else {
@@ -19,6 +20,9 @@ impl Account {
             return self.park(Reason::DidTombstoned);
         };
         (self.identity, self.resolved_at_ms) = (Some(identity), as_of_ms.min(at.now_ms));
+        if let State::RetryAt(at_ms) = self.state {
+            return Effect::WakeAt(at_ms);
+        }
         self.state = State::Ready;
         Effect::Available
     }

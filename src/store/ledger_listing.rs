@@ -44,7 +44,8 @@ impl Rows {
         Ok(())
     }
 
-    fn add(&mut self, entry: &Entry) -> Result<i64, StoreError> {
+    /// Makes a row, unlisted; gives its number.
+    pub(super) fn add(&mut self, entry: &Entry) -> Result<i64, StoreError> {
         let insert =
             "INSERT INTO accounts (did, listed, web, state, alone, due_ms, reason, edition, rules)
                       VALUES (?1, 0, ?2, ?3, 0, 0, ?4, 0, ?5)";

@@ -61,7 +61,8 @@ pub fn known_schema(connection: &Connection, path: &Path) -> Result<i64, StoreEr
 
 /// What came later and changes nothing of the above: the rows of a list on its way in, the accounts of segments that earlier segments
 /// brought already, when accounts were refreshed, done accounts by their filter, those that are to be exported or compared once more,
-/// forgotten ones by their name, those whose rows are still being taken back, and how accounts stood when they were last asked for.
+/// forgotten ones by their name, those whose rows are still being taken back, how accounts stood when they were last asked for,
+/// and the messages that a worker's accounts came by.
 const LATER: &str = "
     CREATE TABLE IF NOT EXISTS repeats (segment INTEGER, account INTEGER, PRIMARY KEY (segment, account)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY);
@@ -72,7 +73,10 @@ const LATER: &str = "
     CREATE TABLE IF NOT EXISTS forgetting (id INTEGER, name TEXT, PRIMARY KEY (id, name)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS standing (
         id INTEGER PRIMARY KEY, status TEXT NOT NULL, since_ms INTEGER NOT NULL, was TEXT, asked_ms INTEGER NOT NULL,
-        host TEXT NOT NULL, detail TEXT NOT NULL);";
+        host TEXT NOT NULL, detail TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS inputs (
+        partition INTEGER, offset INTEGER, account INTEGER NOT NULL, PRIMARY KEY (partition, offset)) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS inputs_by_account ON inputs (account);";
 
 /// A commit that syncs everything before it. An empty one would not, nor would one that writes what is there already: SQLite
 /// compares, and leaves the page alone.

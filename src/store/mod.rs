@@ -28,6 +28,7 @@ pub mod ledger;
 pub mod ledger_done;
 pub mod ledger_export;
 pub mod ledger_forget;
+pub mod ledger_inputs;
 pub mod ledger_known;
 pub mod ledger_listing;
 pub mod ledger_lists;

@@ -94,9 +94,9 @@ fn settings(common: &Common, assignments: &[Assignment]) -> Result<Settings, Com
 }
 
 fn run_backfill(args: &cli::Backfill) -> Result<ExitCode, CommandError> {
-    let settings = settings(&args.common, &args.assignments())?;
+    let mut settings = settings(&args.common, &args.assignments())?;
     let log = logging::init(&settings.log);
-    let sources = args.sources().unwrap_or_else(|| ListSource::configured(&settings.source));
+    let sources = backfill::sources(&mut settings, args.sources())?;
     if sources.is_empty() {
         let text = "no accounts given: use --dids, --dids-file or --dids-queue, or set [source]";
         return Err(CommandError::Usage(text.to_owned()));
@@ -219,7 +219,8 @@ fn run_provenance(args: &provenance::Flags) -> Result<ExitCode, CommandError> {
 }
 
 fn run_experiment(args: &experiment::Flags) -> Result<ExitCode, CommandError> {
-    let settings = settings(&args.common, &args.assignments())?;
+    let mut settings = settings(&args.common, &args.assignments())?;
+    backfill::sources(&mut settings, Some(args.sources()))?;
     let log = logging::init(&settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CommandError::Internal(error.to_string()))?;

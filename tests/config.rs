@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use skyfill::config::broker::Broker;
+use skyfill::config::changes::{Effect, changes};
 use skyfill::config::file::{Assignment, ConfigError, Loaded, Mode, load, parse};
 use skyfill::config::keys::KEYS;
 use skyfill::config::settings::{
@@ -473,6 +474,52 @@ fn the_shipped_example_of_a_sink_to_kafka_has_the_defaults_and_what_is_wrong_wit
         let said = read(&text).unwrap_err().to_string();
         assert!(said.contains(expected), "{text}{said}");
     }
+}
+
+#[test]
+fn a_consumer_group_stands_instead_of_lists_and_beside_one_sink_to_kafka() {
+    let sink = "[sink.x]\ntype = \"kafka\"\nbrokers = \"b:9092\"\n";
+    let run = |text: &str| parse(Some(text), Some(Path::new("s.toml")), &[], Mode::Run);
+    let with = |source: &str, sinks: &str| format!("data_dir = \"d\"\n[source]\n{source}\n{sinks}");
+    let read = run(&with("group = \"study.A_b-1\"", sink)).unwrap().settings;
+    assert_eq!(read.source.group.as_deref(), Some("study.A_b-1"));
+    assert_eq!(ListSource::configured(&read.source), []);
+    assert_eq!(run(&with("group = \"\"\ndids = [\"x\"]", "")).unwrap().settings.source.group, None);
+    let longest = "g".repeat(100);
+    assert!(run(&with(&format!("group = \"{longest}\""), sink)).is_ok());
+    let two = format!("{sink}{}", sink.replace("sink.x", "sink.y").replace("b:", "c:"));
+    let files = "[sink.f]\ntype = \"jsonl\"\npath = \"p\"\n";
+    for (source, sinks, wanted) in [
+        (
+            "group = \"g\"\nfiles = [\"f\"]",
+            sink,
+            "s.toml:3: source.group: a worker takes its accounts from",
+        ),
+        (
+            "dids = [\"x\"]\ngroup = \"g\"",
+            sink,
+            "s.toml:4: source.group: a worker takes its accounts from",
+        ),
+        ("group = \"g\"", "", "s.toml:3: source.group: needs a sink with type = \"kafka\""),
+        ("group = \"g\"", files, "s.toml:3: source.group: needs a sink with type = \"kafka\""),
+        ("group = \"g\"", &two, "s.toml:3: source.group: needs exactly one sink"),
+        ("group = \"a b\"", sink, "s.toml:3: source.group: expected a consumer group such as"),
+        ("group = \"a/b\"", sink, "(letters, digits, dots, dashes and underscores"),
+        (&format!("group = \"{longest}g\""), sink, "at most 100 of them"),
+        ("group = 5", sink, "s.toml:3: source.group: expected a consumer group"),
+        ("group = \"\"", sink, "source.group, is required for run"),
+        ("group = \"g\"", "[sink.x]\ntype = \"kafka\"\n", "sink.x.brokers: is required"),
+    ] {
+        let said = run(&with(source, sinks)).unwrap_err().to_string();
+        assert_says(source, &said, &[wanted]);
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let set = |value: &str| Assignment::parse(value).unwrap();
+    let beside = parse(Some(sink), None, &[set("source.group=g")], Mode::Backfill).unwrap();
+    assert_eq!(beside.settings.source.group.as_deref(), Some("g"));
+    let moved = changes(&Settings::default(), &beside.settings);
+    let moved = moved.iter().find(|change| change.key == "source.group").unwrap();
+    assert_eq!(moved.effect, Effect::Fixed);
 }
 
 /// The example of a sink in the shipped file, uncommented.

@@ -41,6 +41,27 @@ pub struct Backfill {
     pub quiet: bool,
 }
 
+/// The lists of a backfill: those that were given, and then no consumer group has to do with it; or else those of `[source]`.
+///
+/// # Errors
+/// [`CommandError::Usage`] if there are none but those of a consumer group.
+pub fn sources(
+    settings: &mut Settings,
+    given: Option<Vec<ListSource>>,
+) -> Result<Vec<ListSource>, CommandError> {
+    if let Some(given) = given {
+        settings.source.group = None;
+        return Ok(given);
+    }
+    if let Some(group) = &settings.source.group {
+        return Err(CommandError::Usage(format!(
+            "[source] names the consumer group {group}, whose accounts `skyfill run` works through: put accounts on its topic with \
+             `skyfill enqueue`, or give a backfill accounts of its own"
+        )));
+    }
+    Ok(ListSource::configured(&settings.source))
+}
+
 /// What goes along with a backfill that was started from a program: sinks, and somebody who watches. Nothing, by default.
 #[derive(Default)]
 pub struct Beside {
@@ -260,5 +281,28 @@ fn exit_code(counts: &Counts, run: &Run) -> ExitCode {
         () if counts.pending() > 0 => ExitCode::Failed,
         () if counts.parked > 0 => ExitCode::SomeParked,
         () => ExitCode::Done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::Source;
+
+    #[test]
+    fn accounts_that_are_given_stand_before_source_and_those_of_a_group_are_left_to_run() {
+        let source = Source { files: vec!["list".into()], ..Source::default() };
+        let mut listed = Settings { source, ..Settings::default() };
+        let file = |path: &str| vec![ListSource::File(path.into())];
+        assert_eq!(sources(&mut listed, None).unwrap(), file("list"));
+        assert_eq!(sources(&mut listed, Some(file("other"))).unwrap(), file("other"));
+        let source = Source { group: Some("study".to_owned()), ..Source::default() };
+        let mut shared = Settings { source, ..Settings::default() };
+        let refused = sources(&mut shared, None).unwrap_err();
+        assert_eq!(refused.exit_code(), ExitCode::Usage);
+        assert!(refused.to_string().contains("the consumer group study"), "{refused}");
+        // The data directory is then one of lists, whatever the configuration says of workers.
+        assert_eq!(sources(&mut shared, Some(file("other"))).unwrap(), file("other"));
+        assert_eq!(shared.source, Source::default());
     }
 }

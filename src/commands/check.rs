@@ -145,6 +145,10 @@ fn environment(settings: &Settings, found: &mut Findings) {
 }
 
 fn lists(settings: &Settings, found: &mut Findings) {
+    if settings.source.group.is_some() {
+        // A worker's accounts come from its group's topic.
+        return;
+    }
     let sources = ListSource::configured(&settings.source);
     // Reading stdin would take from the daemon what it is meant to get.
     let sources: Vec<ListSource> =
@@ -285,6 +289,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::config::settings::Source;
     use crate::store::data_dir::DataDir;
 
     const DID: &str = "did:plc:z72i7hdynmk6r22z27h6tvur";
@@ -352,6 +357,37 @@ mod tests {
         fs::remove_file(&list).unwrap();
         fs::create_dir(&list).unwrap();
         assert_refused(&found(folder.path(), &[]), ExitCode::Config, "is a directory");
+    }
+
+    #[test]
+    fn a_worker_has_no_lists_that_could_be_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let flags = [
+            "source.files=[]",
+            "source.group=study",
+            "sink.x.type=kafka",
+            "sink.x.brokers=127.0.0.1:1",
+        ];
+        let mut flags = flags.map(|flag| ["--set", flag]).concat();
+        flags.push("--no-environment");
+        let told = found(folder.path(), &flags);
+        if cfg!(feature = "kafka") {
+            assert_eq!((told.code(true), told.errors.len()), (ExitCode::Done, 0), "{told:?}");
+        } else {
+            let refused = "source.group: needs a build with --features kafka";
+            assert_refused(&told, ExitCode::Config, refused);
+        }
+        let source = Source { group: Some("study".to_owned()), ..Source::default() };
+        let mut looked = Findings::default();
+        lists(&Settings { source, ..Settings::default() }, &mut looked);
+        assert_eq!(looked.code(true), ExitCode::Done, "{looked:?}");
+        let alone =
+            found(folder.path(), &["--set", "source.files=[]", "--set", "source.group=study"]);
+        assert_refused(
+            &alone,
+            ExitCode::Config,
+            "source.group: needs a sink with type = \"kafka\"",
+        );
     }
 
     #[test]

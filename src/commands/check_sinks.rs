@@ -10,6 +10,7 @@
 
 use std::path::Path;
 
+use crate::config::group;
 use crate::config::settings::{Settings, SinkPlace};
 #[cfg(feature = "kafka")]
 use crate::domain::filter::TypeEntry;
@@ -32,7 +33,9 @@ pub enum Wrong {
 /// What this build cannot do.
 #[must_use]
 pub fn features(settings: &Settings) -> Vec<Wrong> {
-    settings.sinks.iter().filter_map(missing_feature).map(Wrong::Error).collect()
+    let group = group::missing_feature(settings).map(str::to_owned);
+    let sinks = settings.sinks.iter().filter_map(missing_feature);
+    group.into_iter().chain(sinks).map(Wrong::Error).collect()
 }
 
 /// What is wrong with the places of the sinks.

@@ -3,7 +3,7 @@
 //! ```text
 //!  now      rates, limits of work, retries, lists, log level: in force with the reload
 //!  restart  what threads, budgets, mailboxes and the network client are made from: in force after a restart, and said so
-//!  fixed    where everything lies and listens: refuses the whole reload
+//!  fixed    where everything lies and listens, and for whom it works: refuses the whole reload
 //! ```
 
 use crate::config::settings::Settings;
@@ -52,6 +52,7 @@ const TABLE: &[(&str, Effect, Show)] = &[
     ("data_dir", Effect::Fixed, |it| format!("{}", it.data_dir.display())),
     ("source.files", Effect::Now, |it| format!("{:?}", it.source.files)),
     ("source.dids", Effect::Now, |it| format!("{:?}", it.source.dids)),
+    ("source.group", Effect::Fixed, |it| format!("{:?}", it.source.group)),
     ("window.start", Effect::Restart, |it| it.filter.window.start.clone()),
     ("window.end", Effect::Restart, |it| it.filter.window.end.clone()),
     ("window.outside", Effect::Restart, |it| format!("{:?}", it.filter.window.outside)),

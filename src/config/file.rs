@@ -5,19 +5,20 @@
 //! flag, the key, what was expected, and for an unknown key the nearest known one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::Read as _;
+use std::path::Path;
 use std::time::Duration;
 
 pub use crate::config::assign::Assignment;
+use crate::config::group;
 use crate::config::keys::{KEYS, Key, sections};
 use crate::config::nearest::nearest;
+pub use crate::config::problem::{ConfigError, Problem};
 use crate::config::settings::{Settings, cores};
 use crate::config::sinks::Drafts;
 use crate::config::units::{format_duration, format_size};
-use crate::config::written::{Data, Entry, Place, Value, Written, short};
+use crate::config::written::{Data, Entry, Place, Value, Written};
 
 /// Bytes of a configuration file: about 120,000 DIDs in `source.dids`; more belong into a list.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -28,7 +29,7 @@ const BACKFILL_HOST_PATIENCE: Duration = Duration::from_secs(3_600);
 /// Which command asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// The daemon: `data_dir` and one of `source.files` and `source.dids` are required.
+    /// The daemon: `data_dir` and one of `source.files`, `source.dids` and `source.group` are required.
     Run,
     /// One shot: the data directory defaults to `./skyfill-data`, `retry.host_patience` to 1 h, and the DIDs may come from
     /// elsewhere.
@@ -42,70 +43,6 @@ pub struct Loaded {
     pub settings: Settings,
     /// What is allowed but probably not meant, each with its place.
     pub warnings: Vec<String>,
-}
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The file, if there is one.
-    pub file: Option<PathBuf>,
-    /// Line or flag.
-    pub place: Place,
-    /// Which key, empty for syntax.
-    pub key: String,
-    /// What was expected, and what was found.
-    pub text: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = self.file.as_ref().map_or("configuration".into(), |file| file.to_string_lossy());
-        match &self.place {
-            Place::Line(line) => write!(f, "{file}:{line}: ")?,
-            Place::Origin(origin) => write!(f, "{}: ", short(origin))?,
-            Place::Nowhere => write!(f, "{file}: ")?,
-        }
-        if !self.key.is_empty() {
-            write!(f, "{}: ", short(&self.key))?;
-        }
-        f.write_str(&self.text)
-    }
-}
-
-/// Why there are no settings.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{path}: {source}")]
-    Unreadable {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The file is no text.
-    #[error("{path}: {what}")]
-    NotText {
-        /// Which file.
-        path: PathBuf,
-        /// What it is instead, and where.
-        what: String,
-    },
-    /// Everything that is wrong with what was written, one a line.
-    #[error("{}", lines(.0))]
-    Invalid(Vec<Problem>),
-}
-
-impl ConfigError {
-    /// Whether the system did not permit to read it.
-    #[must_use]
-    pub fn is_permission(&self) -> bool {
-        matches!(self, Self::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
-    }
-}
-
-fn lines(problems: &[Problem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// Reads `file`, if there is one, and `assignments`.
@@ -312,10 +249,10 @@ impl<'f> Draft<'f> {
         }
         let source = &self.settings.source;
         let is_wrong = self.wrong.iter().any(|key| key.starts_with("source."));
-        if source.files.is_empty() && source.dids.is_empty() && !is_wrong {
+        let is_empty = source.files.is_empty() && source.dids.is_empty() && source.group.is_none();
+        if is_empty && !is_wrong {
             let place = self.place_of("source.files", "source.dids");
-            let text =
-                "one of source.files and source.dids is required for run and must not be empty";
+            let text = "one of source.files and source.dids, or source.group, is required for run and must not be empty";
             self.problem(place, "source.files", text.to_owned());
         }
     }
@@ -425,8 +362,16 @@ impl<'f> Draft<'f> {
 
     fn finish(mut self) -> Result<Loaded, ConfigError> {
         let (sinks, wrong) = std::mem::take(&mut self.sinks).finish();
+        let are_sinks_known = wrong.is_empty();
         wrong.into_iter().for_each(|(key, fault)| self.problem(fault.place, &key, fault.text));
         self.settings.sinks = sinks;
+        if let Some(text) = group::conflict(&self.settings).filter(|_| are_sinks_known) {
+            self.problem(
+                self.place_of("source.group", "source.group"),
+                "source.group",
+                text.to_owned(),
+            );
+        }
         if !self.problems.is_empty() {
             return Err(ConfigError::Invalid(self.problems));
         }

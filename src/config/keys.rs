@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::group::group;
 use crate::config::read::{self, Read, expected, fault};
 use crate::config::settings::{Cidr, Compression, LogFormat, Settings};
 use crate::config::written::{Data, Value};
@@ -102,6 +103,7 @@ pub const KEYS: &[Key] = &[
     key("data_dir", Form::Text, |to, value| put(&mut to.data_dir, read::path(value))),
     key("source.files", Form::Texts, |to, value| put(&mut to.source.files, files(value))),
     key("source.dids", Form::Texts, |to, value| put(&mut to.source.dids, dids(value))),
+    key("source.group", Form::Text, |to, value| put(&mut to.source.group, group(value))),
     key("window.start", Form::Text, |to, value| put(&mut to.filter.window.start, stamp(value))),
     key("window.end", Form::Text, |to, value| put(&mut to.filter.window.end, stamp(value))),
     key("window.outside", Form::Text, |to, value| {

@@ -49,6 +49,8 @@ pub struct Source {
     pub files: Vec<PathBuf>,
     /// DIDs written into the configuration itself, not checked yet: a malformed one is parked, not refused.
     pub dids: Vec<String>,
+    /// Instead of both: the consumer group that shares the accounts on `<topics>.dids`.
+    pub group: Option<String>,
 }
 
 /// `[identity]`.

@@ -234,12 +234,10 @@ impl Backfill {
 
     fn work(self, events: Option<mpsc::Sender<events::Event>>) -> Result<Work, Error> {
         let loaded = file::load(self.config.as_deref(), &self.assignments, Mode::Backfill);
-        let Loaded { settings, warnings } = loaded.map_err(CommandError::Config)?;
+        let Loaded { mut settings, warnings } = loaded.map_err(CommandError::Config)?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let sources = match self.sources.is_empty() {
-            true => ListSource::configured(&settings.source),
-            false => self.sources,
-        };
+        let given = Some(self.sources).filter(|sources| !sources.is_empty());
+        let sources = backfill::sources(&mut settings, given)?;
         if sources.is_empty() {
             let text = "no accounts given: use dids, dids_file or dids_queue, or set [source]";
             return Err(Error::Usage(text.to_owned()));

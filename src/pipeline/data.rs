@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::clock::Clock;
+use crate::config::group;
 use crate::config::settings::Settings;
 use crate::config::targets::Target;
 use crate::crash_point;
@@ -79,6 +80,7 @@ impl Data {
         }
         let policy = settings.ledger_policy();
         let (mut rows, _is_new) = Rows::open(&ledger, policy, clock.clone(), chance.clone())?;
+        claim(&mut rows, settings)?;
         // The ledger is there and nothing else is: the next start makes the rest.
         crash_point!(LedgerOpenedBeforeJournal);
         let (data_id, segment) = (rows.data_id()?, rows.segment()?);
@@ -139,11 +141,18 @@ impl Data {
     /// then nothing is changed.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; its kind is [`StoreError::Config`] if the accounts are those of a consumer group.
     pub fn list<E>(
         &mut self,
         targets: impl Iterator<Item = Result<Target, E>>,
     ) -> Result<Result<u64, E>, StoreError> {
+        if let Some(group) = self.rows.group()? {
+            let text = format!(
+                "{} holds what the consumer group {group} has given this worker: use another --data-dir for lists",
+                self.dir.path().display()
+            );
+            return Err(StoreError::Config(text));
+        }
         let nobody = |_| {};
         let staged = match Staged::read(&self.dir.join("spool"), targets, &nobody)? {
             Ok(staged) => staged,
@@ -228,6 +237,28 @@ impl Data {
     }
 }
 
+/// A data directory works for one consumer group, or for lists: accounts of the one would be taken off by the other.
+fn claim(rows: &mut Rows, settings: &Settings) -> Result<(), StoreError> {
+    if let Some(text) = group::missing_feature(settings) {
+        return Err(StoreError::Config(text.to_owned()));
+    }
+    let shown = settings.data_dir.display();
+    match (&settings.source.group, rows.group()?) {
+        (None, None) => Ok(()),
+        (None, Some(bound)) => Err(StoreError::Config(format!(
+            "{shown} works for the consumer group {bound}: give the configuration of its worker (source.group = \"{bound}\"), or use another --data-dir"
+        ))),
+        (Some(group), Some(bound)) if *group == bound => Ok(()),
+        (Some(group), Some(bound)) => Err(StoreError::Config(format!(
+            "{shown} works for the consumer group {bound}, source.group is {group}: put the old value back, or use another --data-dir"
+        ))),
+        (Some(group), None) => match rows.transaction(|rows| rows.bind_group(group)) {
+            Err(StoreError::Config(text)) => Err(StoreError::Config(format!("{shown}: {text}"))),
+            bound => bound,
+        },
+    }
+}
+
 /// Queues or segments without a ledger belong to something that is gone: going on would make rows twice.
 fn refuse_orphans(dir: &DataDir) -> Result<(), StoreError> {
     let holds = |folder: &str, ending: &str| {
@@ -251,4 +282,58 @@ fn refuse_orphans(dir: &DataDir) -> Result<(), StoreError> {
         return refuse(&"journal segments");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::Source;
+    use crate::domain::did::Did;
+
+    /// Opens `folder` for a group, or for lists.
+    fn open(folder: &Path, group: Option<&str>) -> Result<Data, StoreError> {
+        let source = Source { group: group.map(str::to_owned), ..Source::default() };
+        let settings = Settings { data_dir: folder.to_owned(), source, ..Settings::default() };
+        Data::open(&settings, &Clock::fixed(0), &Chance::seeded(1))
+    }
+
+    fn list(data: &mut Data) -> Result<u64, StoreError> {
+        let did = Did::parse("did:plc:44ybard66vv44zksje25o7dz").unwrap();
+        let targets = [Ok::<_, StoreError>(Target::Did(did))];
+        data.list(targets.into_iter()).map(Result::unwrap)
+    }
+
+    fn refused<T>(outcome: Result<T, StoreError>, text: &str) {
+        let Err(StoreError::Config(said)) = outcome.map(drop) else { panic!("not refused") };
+        assert!(said.contains(text), "{said}");
+    }
+
+    #[cfg(feature = "kafka")]
+    #[test]
+    fn a_data_directory_works_for_one_group_or_for_lists() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = folder.path().join("worker");
+        drop(open(&worker, Some("study")).unwrap());
+        let mut again = open(&worker, Some("study")).unwrap();
+        refused(list(&mut again), "the consumer group study has given this worker");
+        assert_eq!(again.rows_mut().last_row().unwrap(), 0);
+        drop(again);
+        refused(open(&worker, None), "works for the consumer group study: give the configuration");
+        refused(open(&worker, Some("other")), "source.group is other: put the old value back");
+        let listed = folder.path().join("listed");
+        assert_eq!(list(&mut open(&listed, None).unwrap()).unwrap(), 1);
+        refused(open(&listed, Some("study")), "listed: this data directory has accounts of lists");
+        assert_eq!(list(&mut open(&listed, None).unwrap()).unwrap(), 1);
+    }
+
+    #[cfg(not(feature = "kafka"))]
+    #[test]
+    fn a_build_without_kafka_works_for_no_group() {
+        let folder = tempfile::tempdir().unwrap();
+        refused(
+            open(folder.path(), Some("study")),
+            "source.group: needs a build with --features kafka",
+        );
+        assert_eq!(list(&mut open(folder.path(), None).unwrap()).unwrap(), 1);
+    }
 }

@@ -29,6 +29,8 @@ mod estimates;
 mod fairness;
 #[path = "schedule/simulation.rs"]
 mod simulation;
+#[path = "schedule/territory.rs"]
+mod territory;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -16,6 +16,7 @@ pub mod reach;
 pub mod recheck;
 pub mod refresh;
 pub mod sampler;
+mod surrounding;
 mod turns;
 
 use std::sync::Arc;
@@ -30,12 +31,9 @@ use crate::actor::mailbox::Mailbox;
 use crate::actor::supervisor::{self, Child, Ended, Supervisor};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
-use crate::limits::{STAGE_SILENT_SECONDS, WALK_SILENT_SECONDS};
-use crate::net::client::Surroundings;
 use crate::net::error::NetError;
 use crate::net::pace::PaceLimits;
-use crate::seed::Chance;
-use crate::stages::messages::{DidJob, FetchJob, FetchedCar, Probe, RowChunk};
+use crate::stages::messages::{DidJob, FetchJob, FetchedCar, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Progress, WRITER};
 use crate::stages::{exporter, parser};
@@ -48,6 +46,7 @@ use crate::store::spool::SpoolPool;
 
 pub use data::{Data, OtherFilter, WithoutLeaves};
 pub use reach::Reach;
+pub use surrounding::Surrounding;
 
 use disk::Disk;
 use forget::Forgetter;
@@ -60,42 +59,6 @@ const DIRECTORY_CONCURRENCY: usize = 32;
 
 /// Draining ends after this long, whatever is still in flight: systemd and people wait 30 s.
 const DRAIN: Duration = Duration::from_secs(20);
-
-/// What a pipeline takes from its surroundings.
-#[derive(Clone)]
-pub struct Surrounding {
-    /// Time.
-    pub clock: Clock,
-    /// Chance.
-    pub chance: Chance,
-    /// Names and certificate authorities; `None`: the system's.
-    pub network: Option<Surroundings>,
-    /// Sees what passes: for tests.
-    pub probe: Probe,
-    /// A walk that is silent for this long hangs.
-    pub walk_patience: Duration,
-    /// A resolution or transfer that is silent for this long hangs; `None`: as long as its requests may take, and then some.
-    pub worker_patience: Option<Duration>,
-    /// A stage that does not answer for this long hangs.
-    pub stage_patience: Duration,
-}
-
-impl Surrounding {
-    /// The system's clock, chance and network.
-    #[must_use]
-    pub fn system() -> Self {
-        let (clock, chance) = (Clock::system(), Chance::system());
-        Self {
-            clock,
-            chance,
-            network: None,
-            probe: Probe::default(),
-            walk_patience: Duration::from_secs(WALK_SILENT_SECONDS),
-            worker_patience: None,
-            stage_patience: Duration::from_secs(STAGE_SILENT_SECONDS),
-        }
-    }
-}
 
 /// Why a pipeline did not start.
 #[derive(Debug, thiserror::Error)]

@@ -143,6 +143,7 @@ impl Parts<'_> {
             probe: self.surrounding.probe.clone(),
             progress,
             may_begin,
+            territory: self.surrounding.territory.clone(),
         }
     }
 }

@@ -11,6 +11,7 @@ use skyfill::domain::account::AccountId;
 use skyfill::domain::verdict::{Cause, Failure, HostSignal, LastError, RateWindow};
 use skyfill::net::drips::{Transfer, Transfers};
 use skyfill::net::pace::PaceLimits;
+use skyfill::net::territory::Territory;
 use skyfill::seed::Chance;
 use skyfill::stages::messages::{News, Paced, PermitNews};
 use skyfill::stages::scheduler::plan::Plan;
@@ -30,6 +31,9 @@ const DIRECTORY: Duration = Duration::from_millis(100);
 
 /// Places in the resolver's mailbox.
 const RESOLVER: usize = 64;
+
+/// Whoever was away for longer than this was stopped.
+const LATE: Duration = Duration::from_secs(1);
 
 /// Bytes of every repository.
 const BYTES: u64 = 1_000_000;
@@ -200,6 +204,38 @@ impl<B: Books> Simulation<B> {
         let key = (self.now + after, self.number);
         self.agenda.insert(key, happening);
         key
+    }
+
+    /// Only hosts of `territory` are asked.
+    pub fn set_territory(&mut self, territory: Territory) {
+        let time = self.time();
+        self.plan.set_territory(territory, time);
+    }
+
+    /// The territory has changed, as the actor is told.
+    pub fn territory_changed(&mut self) {
+        let time = self.time();
+        self.plan.territory_changed(time);
+        self.pump();
+    }
+
+    /// A time of this simulation as the plan sees it.
+    pub fn instant(&self, at: Duration) -> Instant {
+        self.begun + at
+    }
+
+    /// Does what was to happen until `until`. What should have happened before now, because nobody came here for a while, happens
+    /// all at once.
+    pub fn run_until(&mut self, until: Duration) {
+        while let Some(next) = self.agenda.first_entry().filter(|next| next.key().0 <= until) {
+            let ((at, _), happening) = next.remove_entry();
+            let is_late = self.now + LATE < until;
+            self.now = if is_late { until } else { at.max(self.now) };
+            self.return_led();
+            self.happen(happening);
+            self.pump();
+        }
+        self.now = until;
     }
 
     /// Goes on until `is_enough`, or until nothing is left to do; fails if that takes longer than `patience`.

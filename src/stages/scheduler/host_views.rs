@@ -79,6 +79,24 @@ impl Hosts {
         self.entries.iter_mut().filter(is_seen).map(look).collect()
     }
 
+    /// Whether the host of this name may be asked by us now.
+    #[must_use]
+    pub fn is_ours(&self, name: &str, now: Instant) -> bool {
+        self.territory.holds(name, now)
+    }
+
+    /// Ledger time of a host's last usable answer.
+    #[must_use]
+    pub fn usable_ms(&self, id: i64) -> Option<i64> {
+        self.entries.get(&id).and_then(|entry| entry.usable_ms)
+    }
+
+    /// Accounts that are still to be fetched from a host, those that are being fetched among them.
+    #[must_use]
+    pub fn left(&self, id: i64) -> u64 {
+        self.entries.get(&id).map_or(0, |entry| entry.left)
+    }
+
     /// Row of a host in hand.
     #[must_use]
     pub fn id_of(&self, name: &str) -> Option<i64> {

@@ -4,6 +4,8 @@
 //!  away (nothing ready) ──ready──> eligible ──pick──> eligible | waiting (not before) | busy (concurrency used up)
 //!     ^                               ^                           │ time                  │ a permit came back
 //!     '──── nothing ready ────────────┴───────────────────────────┴───────────────────────'
+//!
+//!  foreign: whatever is ready there; from and to everywhere, as the territory changes, and at a pick that finds its lease over
 //! ```
 //! Every second pick goes to the largest backlog, so that the host that takes longest is never kept waiting; the picks
 //! between go to the host whose last turn was longest ago (the largest backlog first among equals), so that no host's backlog
@@ -16,6 +18,7 @@ use crate::clock::Instant;
 use crate::domain::ledger::State;
 use crate::domain::verdict::{HostSignal, LastError};
 use crate::net::pace::{HostPace, HostState, PaceLimits, Turn};
+use crate::net::territory::Territory;
 use crate::seed::Chance;
 use crate::store::ledger_rows::{Applied, Place as AccountPlace};
 use crate::store::ledger_work::HostRow;
@@ -44,6 +47,8 @@ pub struct Hosts {
     /// Ready accounts that count against resolving more.
     counted: u64,
     turns: u64,
+    /// Outside of it nobody is asked.
+    pub(super) territory: Territory,
 }
 
 pub(super) struct Entry {
@@ -72,9 +77,14 @@ pub(super) struct Entry {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Away,
-    Eligible { ready: u64, last_turn: u64 },
+    Eligible {
+        ready: u64,
+        last_turn: u64,
+    },
     Waiting(Instant),
     Busy,
+    /// Not ours to ask.
+    Foreign,
 }
 
 impl Hosts {
@@ -89,7 +99,20 @@ impl Hosts {
             waiting: BTreeSet::new(),
             counted: 0,
             turns: 0,
+            territory: Territory::everywhere(),
         }
+    }
+
+    /// Only hosts of `territory` are asked from here on.
+    pub fn set_territory(&mut self, territory: Territory, now: Instant) {
+        self.territory = territory;
+        self.look_anew(now);
+    }
+
+    /// The territory has changed: every host is put where it belongs now.
+    pub fn look_anew(&mut self, now: Instant) {
+        let ids: Vec<i64> = self.entries.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.settle(id, now));
     }
 
     /// Takes a host as the ledger knows it.
@@ -153,6 +176,10 @@ impl Hosts {
             };
             let turns = self.turns;
             let entry = self.entries.get_mut(&id)?;
+            if !self.territory.holds(&entry.name, now) {
+                self.place(id, Place::Foreign);
+                continue;
+            }
             // One that drips has one place until a transfer of it ends well.
             let is_full = entry.drips.0 > 0 && entry.pace.active() > 0;
             let turn = if is_full { Turn::Busy } else { entry.pace.take(now) };
@@ -237,12 +264,6 @@ impl Hosts {
         }
     }
 
-    /// Ledger time of a host's last usable answer.
-    #[must_use]
-    pub fn usable_ms(&self, id: i64) -> Option<i64> {
-        self.entries.get(&id).and_then(|entry| entry.usable_ms)
-    }
-
     /// An account of a host is exported.
     pub fn sealed(&mut self, id: i64) {
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -264,19 +285,13 @@ impl Hosts {
         self.settle(id, now);
     }
 
-    /// Accounts that are still to be fetched from a host, those that are being fetched among them.
-    #[must_use]
-    pub fn left(&self, id: i64) -> u64 {
-        self.entries.get(&id).map_or(0, |entry| entry.left)
-    }
-
     /// Whether a host has refused or gone away since a turn of it was taken, which is then not to be used.
     #[must_use]
     pub fn holds(&self, id: i64, now: Instant) -> bool {
         self.entries.get(&id).is_some_and(|entry| entry.pace.holds(now))
     }
 
-    /// Ready accounts that count against resolving more: at most 100 a host, none of a host that waits.
+    /// Ready accounts that count against resolving more: at most 100 a host, none of a host that waits or is not ours.
     #[must_use]
     pub fn counted(&self) -> u64 {
         self.counted
@@ -366,6 +381,7 @@ impl Hosts {
         let Some(entry) = self.entries.get(&id) else { return };
         let place = match entry.pace.state(now) {
             _ if entry.ready <= entry.picked => Place::Away,
+            _ if !self.territory.holds(&entry.name, now) => Place::Foreign,
             _ if entry.drips.1.is_some_and(|until| until > now) => {
                 Place::Waiting(entry.drips.1.unwrap_or(now))
             }
@@ -392,7 +408,7 @@ impl Hosts {
             Place::Waiting(at) => {
                 self.waiting.remove(&(at, id));
             }
-            Place::Away | Place::Busy => {}
+            Place::Away | Place::Busy | Place::Foreign => {}
         }
         match place {
             Place::Eligible { ready, last_turn } => {
@@ -402,10 +418,14 @@ impl Hosts {
             Place::Waiting(at) => {
                 self.waiting.insert((at, id));
             }
-            Place::Away | Place::Busy => {}
+            Place::Away | Place::Busy | Place::Foreign => {}
         }
         entry.place = place;
-        let is_working = !matches!(place, Place::Waiting(_)) || entry.pace.active() > 0;
+        let is_working = match place {
+            Place::Waiting(_) => entry.pace.active() > 0,
+            Place::Foreign => false,
+            _ => true,
+        };
         let counted = if is_working { entry.ready.min(READY_COUNTED_PER_HOST_MAX) } else { 0 };
         self.counted = self.counted + counted - entry.counted;
         entry.counted = counted;
@@ -496,6 +516,40 @@ mod tests {
         hosts.returned(0, next + 2 * SECOND);
         assert_eq!(hosts.pick(next + 3 * SECOND), None, "one was ready, and it is picked");
         assert_eq!(hosts.left(0), 3);
+    }
+
+    #[test]
+    fn a_host_that_is_not_ours_is_neither_picked_nor_counted_nor_waited_for() {
+        let (mut hosts, now) = hosts(&[200, 30]);
+        let territory = Territory::shared();
+        territory.set(64, BTreeSet::new());
+        hosts.set_territory(territory.clone(), now);
+        assert_eq!((hosts.counted(), hosts.pick(now), hosts.next_at()), (0, None, None));
+        assert!(!hosts.has_eligible(now));
+        let of = |name: &str| territory.partition_of(name).unwrap();
+        assert_ne!(of("h0"), of("h1"));
+        territory.set(64, BTreeSet::from([of("h1")]));
+        territory.renew(now + 10 * SECOND);
+        hosts.look_anew(now);
+        assert_eq!((hosts.counted(), hosts.pick(now)), (30, Some((1, false))));
+        assert_eq!(hosts.pick(now), None, "its next turn comes later, and the other's never");
+        assert!(hosts.next_at().unwrap() < now + SECOND);
+        // What happens to a host that is not ours makes it no more so.
+        hosts.moved(&moved(0, State::Fetching, State::Ready), now);
+        said(&mut hosts, 0, &HostSignal::Refused(Some(SECOND)), now);
+        hosts.returned(1, now);
+        assert_eq!(hosts.pick(now + 9 * SECOND), Some((1, false)));
+        assert_eq!(hosts.pick(now + 10 * SECOND), None, "the lease is over");
+        assert!(!hosts.is_ours("h1", now + 10 * SECOND));
+        assert_eq!((hosts.counted(), hosts.next_at()), (0, None));
+        // With the next lease it goes on, and both are asked once both are ours.
+        territory.renew(now + 30 * SECOND);
+        territory.set(64, BTreeSet::from([of("h0"), of("h1")]));
+        hosts.look_anew(now + 11 * SECOND);
+        let mut picked: Vec<_> = (0..2).filter_map(|_| hosts.pick(now + 11 * SECOND)).collect();
+        picked.sort_unstable();
+        assert_eq!(picked, [(0, false), (1, false)]);
+        assert_eq!(hosts.counted(), 130);
     }
 
     #[test]

@@ -8,12 +8,16 @@
 //! The actor only waits and performs; `plan` decides. At most one batch is with the ledger at a time: what happens meanwhile
 //! goes into the next one, so that the busier it is, the more one commit carries. If this actor is restarted, every lease is
 //! given back first: what lower stages still do for the old one is exported at most once, by its edition.
+//!
+//! Where several processes share the hosts, those that the territory does not hold get nothing from here but the turns that
+//! redirects and rechecks ask for.
 
 pub mod directories;
 pub mod estimate;
 pub mod flights;
 mod host_views;
 pub mod hosts;
+mod lone;
 pub mod outlook;
 pub mod plan;
 pub mod terms;
@@ -33,6 +37,7 @@ use crate::actor::ticket::{Desk, Returned, Ticket};
 use crate::clock::{Clock, Instant};
 use crate::domain::account::AccountId;
 use crate::domain::ledger::Event;
+use crate::net::territory::Territory;
 use crate::seed::Chance;
 use crate::stages::messages::{
     DidJob, FetchJob, News, Paced, Permit, PermitDesk, PermitNews, Probe, TurnDesk, TurnReply,
@@ -73,6 +78,8 @@ pub enum Message {
     LedgerMoved,
     /// The lists have changed, or accounts were put back: look at every backlog anew.
     Relisted,
+    /// Other hosts are ours to ask.
+    Territory,
     /// New numbers.
     Limits(PlanLimits),
     /// Begin nothing new; reply when nothing is in flight.
@@ -127,6 +134,8 @@ pub struct Arguments {
     pub progress: watch::Sender<Progress>,
     /// Whether anything may begin: not before the lists are loaded.
     pub may_begin: Arc<AtomicBool>,
+    /// Which hosts are ours to ask.
+    pub territory: Territory,
 }
 
 /// How far the work is.
@@ -175,7 +184,10 @@ impl Actor for Scheduler {
         };
         let rows = arguments.ledger.run(begin).await?;
         let now = Now { at: arguments.clock.now(), wall_ms: arguments.clock.steady_ms() };
-        let plan = Plan::new(arguments.limits, arguments.chance.clone(), rows, now);
+        let mut plan = Plan::new(arguments.limits, arguments.chance.clone(), rows, now);
+        // Whatever changes from here on is told.
+        tell_of_changes(&arguments.territory, &myself);
+        plan.set_territory(arguments.territory.clone(), now);
         wake_when_free(&arguments.resolver, &myself);
         wake_when_free(&arguments.fetcher, &myself);
         wake_when_eased(&arguments.backlog, &myself);
@@ -239,6 +251,7 @@ impl Actor for Scheduler {
             }
             Message::LedgerMoved => state.plan.ledger_moved(),
             Message::Relisted => state.plan.relisted(),
+            Message::Territory => state.plan.territory_changed(now),
             Message::Limits(limits) => state.plan.set_limits(limits),
             Message::Drain(reply) => {
                 state.plan.drain();
@@ -291,6 +304,14 @@ fn wake_when_eased(backlog: &Backlog, scheduler: &ActorRef<Message>) {
                 return;
             }
         }
+    });
+}
+
+/// Tells the scheduler whenever other hosts are ours, as long as it lives.
+fn tell_of_changes(territory: &Territory, scheduler: &ActorRef<Message>) {
+    let (mut changes, scheduler) = (territory.changes(), scheduler.clone());
+    tokio::spawn(async move {
+        while changes.changed().await.is_ok() && scheduler.cast(Message::Territory).is_ok() {}
     });
 }
 

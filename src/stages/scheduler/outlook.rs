@@ -1,5 +1,9 @@
 //! Outlook: what the plan tells those outside, turns that redirects ask for, and what is looked after once a second. Nothing
 //! here decides what is worked on.
+//!
+//! Where several processes share the hosts, a redirect gets its turn wherever it leads, at the pace that this process keeps of
+//! that host: whoever owns it knows nothing of it. Redirects between hosts of different owners are rare, and the account behind
+//! one is handed to that owner as soon as its document says so.
 
 use std::time::Duration;
 

@@ -5,7 +5,8 @@
 //!  tickets, permits, lists, time ──> Plan ──Batch──> ledger ──Batched──> Plan ──> Dispatch, Dispatch, ...
 //! ```
 //! Invariants: an account is in flight exactly from its lease until its ticket comes back; a permit is taken before its
-//! account is leased; while an account runs alone nothing else is leased.
+//! account is leased; while an account runs alone nothing else is leased; nothing is sent out for a host that the territory does
+//! not hold at that moment, as when its lease ran out while the batch was written, or the process was stopped.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::domain::account::AccountId;
 use crate::domain::did::Did;
 use crate::domain::ledger::{Event, State, millis};
 use crate::domain::verdict::{Cause, Failure, LastError, Reason};
-use crate::net::pace::Turn;
+use crate::net::territory::Territory;
 use crate::seed::Chance;
 use crate::stages::messages::{News, Paced, PermitNews, Refresh, Subject};
 use crate::store::ledger_lists::Counts;
@@ -35,9 +36,6 @@ pub(super) const READY_MAX: u64 = 10_000;
 
 /// Resolutions of `did:web` at once: each goes to a stranger of its own.
 const WEB_AT_ONCE_MAX: usize = 16;
-
-/// An account that runs alone and whose host is not to be asked yet comes again after this long.
-const ALONE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a redirect led to a busy host comes back within this time after its wait, so that not all of them come at once.
 const ELSEWHERE_SPREAD: Duration = Duration::from_secs(30);
@@ -178,6 +176,17 @@ impl Plan {
         self.may_have = MayHave { plc: true, web: true, alone: true };
         self.next_due_ms = Some(0);
         self.wants_counts = true;
+    }
+
+    /// Only hosts of `territory` are asked from here on.
+    pub fn set_territory(&mut self, territory: Territory, now: Now) {
+        self.hosts.set_territory(territory, now.at);
+    }
+
+    /// The territory has changed, and with it which backlogs matter.
+    pub fn territory_changed(&mut self, now: Now) {
+        self.hosts.look_anew(now.at);
+        self.relisted();
     }
 
     /// New numbers.
@@ -327,7 +336,7 @@ impl Plan {
         self.resolve(leased, Paced::Directory, false)
     }
 
-    /// To its host, unless that has refused others since this one's permit was taken.
+    /// To its host, unless that has refused others since this one's permit was taken, or is not ours any more.
     fn fetch_in_turn(
         &mut self,
         leased: Leased,
@@ -335,7 +344,7 @@ impl Plan {
         is_probe: bool,
         now: Now,
     ) -> Option<Dispatch> {
-        if self.hosts.holds(host, now.at) {
+        if self.hosts.holds(host, now.at) || !self.is_ours(&leased, now) {
             self.hosts.returned(host, now.at);
             self.events.push((leased.id, Event::GivenBack));
             return None;
@@ -343,7 +352,12 @@ impl Plan {
         self.fetch(leased, host, is_probe, false, now)
     }
 
-    fn resolve(&mut self, leased: Leased, paced: Paced, runs_alone: bool) -> Option<Dispatch> {
+    pub(super) fn resolve(
+        &mut self,
+        leased: Leased,
+        paced: Paced,
+        runs_alone: bool,
+    ) -> Option<Dispatch> {
         let did = self.parsed(&leased)?;
         let way = if paced == Paced::Directory { Way::Directory } else { Way::Web };
         let (id, wants_earlier_keys) = (leased.id, leased.wants_earlier_keys);
@@ -351,7 +365,12 @@ impl Plan {
         Some(Dispatch::Resolve { id, did, wants_earlier_keys, paced })
     }
 
-    fn resolve_web(&mut self, leased: Leased, runs_alone: bool, now: Now) -> Option<Dispatch> {
+    pub(super) fn resolve_web(
+        &mut self,
+        leased: Leased,
+        runs_alone: bool,
+        now: Now,
+    ) -> Option<Dispatch> {
         let host = self.parsed(&leased)?.identifier().to_owned();
         match self.directories.take_web(&host, now.at) {
             Ok(()) => self.resolve(leased, Paced::Web(host), runs_alone),
@@ -362,7 +381,7 @@ impl Plan {
         }
     }
 
-    fn not_before(&mut self, leased: &Leased, wait: Duration, now: Now) {
+    pub(super) fn not_before(&mut self, leased: &Leased, wait: Duration, now: Now) {
         let at_ms = now.wall_ms.saturating_add(millis(wait).max(1));
         self.events.push((leased.id, Event::NotBefore(at_ms)));
     }
@@ -374,7 +393,7 @@ impl Plan {
         self.in_flight.begin(id, Flight { way, runs_alone, patience_over });
     }
 
-    fn fetch(
+    pub(super) fn fetch(
         &mut self,
         leased: Leased,
         host: i64,
@@ -394,27 +413,6 @@ impl Plan {
         let refresh = refresh.map(|kept| Refresh { kept });
         let subject = Subject { did, identity, edition, last_rev, refresh };
         Some(Dispatch::Fetch { id, subject, host, ask_server })
-    }
-
-    fn alone(&mut self, host: Option<i64>, leased: Leased, now: Now) -> Option<Dispatch> {
-        let Some(host) = host else {
-            if leased.did.starts_with("did:web:") {
-                return self.resolve_web(leased, true, now);
-            }
-            if self.directories.take_plc(now.at) {
-                return self.resolve(leased, Paced::Directory, true);
-            }
-            self.not_before(&leased, ALONE_PAUSE, now);
-            return None;
-        };
-        let name = leased.identity.as_ref().map_or("", |identity| identity.host.as_str());
-        match self.hosts.take(host, name, now.at) {
-            Turn::Go { probe } => self.fetch(leased, host, probe, true, now),
-            Turn::At(_) | Turn::Busy => {
-                self.not_before(&leased, ALONE_PAUSE, now);
-                None
-            }
-        }
     }
 
     /// The lists hold well-formed DIDs only; should one not be, it is parked instead of being leased for ever.
@@ -446,6 +444,8 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::clock::Clock;
     use crate::domain::identity::Identity;
@@ -526,6 +526,58 @@ mod tests {
         assert!(batch.hosts.is_empty() && batch.plc == 0, "both wait");
         let wake = plan.wake_at(now).unwrap();
         assert!(wake >= now.at + 59 * SECOND);
+    }
+
+    /// A plan over one host that is ours for a second, and its begin.
+    fn plan_on_a_lease(ready: u64) -> (Plan, Territory, Now) {
+        let (mut plan, now) = plan(ready);
+        let territory = Territory::shared();
+        plan.set_territory(territory.clone(), now);
+        plan.batched(Batched::default(), now);
+        assert!(plan.next_batch(ROOM, true, now).unwrap().hosts.is_empty(), "nothing is ours yet");
+        plan.batched(Batched::default(), now);
+        territory.set(1, BTreeSet::from([0]));
+        territory.renew(now.at + SECOND);
+        plan.territory_changed(now);
+        (plan, territory, now)
+    }
+
+    #[test]
+    fn what_was_leased_before_the_territory_was_lost_is_not_sent_after_it() {
+        let (mut plan, territory, now) = plan_on_a_lease(3);
+        let batch = plan.next_batch(ROOM, true, now).unwrap();
+        assert_eq!((batch.hosts, batch.hosts_anew), (vec![(1, 1)], true));
+        // The process was stopped while the ledger wrote.
+        let late = Now { at: now.at + SECOND, ..now };
+        assert!(plan.batched(fetching(1), late).is_empty());
+        assert_eq!(plan.in_flight(), 0);
+        let batch = plan.next_batch(ROOM, true, late).unwrap();
+        assert_eq!(batch.events, [(AccountId(1), Event::GivenBack)]);
+        assert!(batch.hosts.is_empty());
+        let back = vec![applied(1, State::Fetching, State::Ready)];
+        plan.batched(Batched { applied: back, ..Batched::default() }, late);
+        assert_eq!(plan.host_views(late)[0].active, 0, "its permit came back");
+        // Whoever was refused hears of the next lease.
+        territory.renew(late.at + SECOND);
+        assert!(territory.changes().borrow().to_owned() >= 2);
+        plan.territory_changed(late);
+        assert_eq!(plan.next_batch(ROOM, true, late).unwrap().hosts, [(1, 1)]);
+        assert_eq!(plan.batched(fetching(1), late).len(), 1);
+    }
+
+    #[test]
+    fn an_account_that_runs_alone_takes_no_permit_of_a_host_that_is_not_ours() {
+        let (mut plan, _, now) = plan_on_a_lease(0);
+        let late = Now { at: now.at + SECOND, ..now };
+        plan.next_batch(ROOM, true, late);
+        let alone = || Some((Some(1), leased(1)));
+        let done = Batched { alone: alone(), ..Batched::default() };
+        assert!(plan.batched(done, late).is_empty());
+        let batch = plan.next_batch(ROOM, true, late).unwrap();
+        assert!(matches!(batch.events[..], [(AccountId(1), Event::NotBefore(_))]), "{batch:?}");
+        assert!(plan.host_views(late).iter().all(|host| host.active == 0));
+        let done = Batched { alone: alone(), ..Batched::default() };
+        assert_eq!(plan.batched(done, now).len(), 1, "a moment before it was ours");
     }
 
     #[test]

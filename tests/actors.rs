@@ -10,7 +10,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -18,11 +18,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use skyfill::actor::supervisor::RESTARTS_PER_MINUTE_MAX;
+use skyfill::clock::Clock;
 use skyfill::commands::backfill::{self, Backfill};
 use skyfill::commands::error::CommandError;
 use skyfill::config::file::{self, Assignment, Mode};
 use skyfill::config::targets::ListSource;
 use skyfill::exit_code::ExitCode;
+use skyfill::net::territory::Territory;
 use skyfill::pipeline::Surrounding;
 use skyfill::stages::messages::{Fate, Point, Probe};
 use support::judge::judge;
@@ -508,4 +510,29 @@ fn verified(data: &Path) -> u64 {
     let value: Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(agreement, skyfill::commands::verify::Agreement::Agree, "{value}");
     number(&value, "/records")
+}
+
+#[test]
+fn hosts_are_asked_as_soon_as_the_territory_holds_them_and_not_before() {
+    let (bench, territory, clock) = (Bench::new(29, 24, 20), Territory::shared(), Clock::system());
+    let dids = bench.network.world().dids();
+    let asked = || dids.iter().map(|did| bench.network.repo_requests(did)).sum::<usize>();
+    let surrounding = Surrounding { territory: territory.clone(), ..Surrounding::system() };
+    let is_nobody_asked = || {
+        std::thread::sleep(Duration::from_millis(700));
+        asked() == 0
+    };
+    let ran = std::thread::scope(|scope| {
+        let running = scope.spawn(|| bench.run_within(&[], surrounding));
+        // All of them are resolved meanwhile.
+        assert!(is_nobody_asked(), "nothing is ours");
+        territory.set(1, BTreeSet::from([0]));
+        assert!(is_nobody_asked(), "without a lease");
+        territory.renew(clock.now());
+        assert!(is_nobody_asked(), "the lease is over");
+        territory.renew(clock.now() + PATIENCE);
+        running.join().unwrap()
+    });
+    assert_eq!((ran.code.unwrap(), asked()), (ExitCode::Done, dids.len()));
+    bench.assert_all_rows();
 }

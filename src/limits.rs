@@ -86,6 +86,9 @@ pub const KAFKA_QUEUE_MESSAGES: u32 = 20_000;
 /// Bytes of `max.message.bytes` that every topic must take: a row can become 7 MB.
 pub const KAFKA_MESSAGE_BYTES_MIN: u32 = 8 << 20;
 
+/// Accounts of one partition of `<topics>.dids` that a worker has taken and not decided: two minutes of a host at 9 requests a
+/// second, and 10 MB in memory for 64 partitions.
+pub const ADMITTED_PER_PARTITION_MAX: usize = 1_000;
 /// Offsets of a partition that a worker may know beyond the first undecided one: their bits are 2 KiB, 2,731 characters beside an
 /// offset, and brokers take 4,096 (`offset.metadata.max.bytes`). Who reaches it reads on when the first one is decided.
 pub const INPUT_WINDOW_OFFSETS_MAX: u32 = 16_384;

@@ -136,11 +136,15 @@ impl Reloader {
         self.step.subscribe()
     }
 
-    /// Loads the lists for the first time, and lets work begin. Gives how many accounts are listed.
+    /// Loads the lists for the first time, and lets work begin. Gives how many accounts are listed; of a group none are.
     ///
     /// # Errors
     /// [`ReloadError`].
     pub async fn begin(&mut self) -> Result<u64, ReloadError> {
+        if self.settings.source.group.is_some() {
+            self.reach.begin();
+            return Ok(0);
+        }
         let (known, sizes) = self.know(&self.settings).await?;
         let listed = self.swap(known).await?;
         self.sizes = sizes;
@@ -163,14 +167,23 @@ impl Reloader {
         if !fixed.is_empty() {
             return Err(ReloadError::Fixed(fixed));
         }
-        let (known, sizes) = self.know(&settings).await?;
+        let known = match settings.source.group {
+            // Its accounts come by themselves.
+            Some(_) => None,
+            None => Some(self.know(&settings).await?),
+        };
         // From here on nothing is refused.
         self.reach.set_policy(settings.ledger_policy()).await?;
         self.reach.set_limits(plan_limits(&settings));
         self.reach.set_refresh_every(settings.refresh.every);
         self.log.set_level(settings.log.level);
-        let listed = self.swap(known).await?;
-        self.sizes = sizes;
+        let listed = match known {
+            Some((known, sizes)) => {
+                self.sizes = sizes;
+                self.swap(known).await?
+            }
+            None => self.reach.progress().borrow().counts.total(),
+        };
         self.settings = settings;
         changes.iter().for_each(log_change);
         Ok(Reloaded { listed, changes })

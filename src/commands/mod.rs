@@ -10,6 +10,7 @@ pub mod enqueue;
 pub mod error;
 pub mod experiment;
 pub mod forget;
+pub mod group;
 pub mod identities;
 pub mod let_sink_go;
 pub mod live;

@@ -16,6 +16,10 @@ use crate::store::error::StoreError;
 use crate::store::ledger_lists::Selection;
 use crate::store::ledger_rows::Rows;
 
+/// Why a worker's accounts cannot be put back: what became of them is told, and the group has gone on.
+pub const OF_A_GROUP: &str =
+    "accounts of a group are put back by asking for them again: skyfill enqueue";
+
 /// Reads what `--reason` was given: a reason or a last error.
 ///
 /// # Errors
@@ -44,6 +48,9 @@ pub fn run(data_dir: &Path, selection: &Selection) -> Result<u64, CommandError> 
     let _dir = DataDir::open(data_dir)?;
     let policy = LedgerPolicy::default();
     let (mut rows, _) = Rows::open(&path, policy, Clock::system(), Chance::system())?;
+    if rows.group()?.is_some() {
+        return Err(StoreError::Config(OF_A_GROUP.to_owned()).into());
+    }
     Ok(rows.transaction(|rows| rows.retry(selection))?)
 }
 

@@ -21,10 +21,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::clock::Clock;
 use crate::commands::error::CommandError;
 use crate::commands::forget;
+use crate::commands::group::{self, Group};
 use crate::commands::live::{Beside, Live};
 use crate::commands::opening::when_there_is_space;
 use crate::commands::recheck;
 use crate::commands::recorded::Recorded;
+use crate::commands::retry;
 use crate::commands::watched::{Watched, readiness};
 use crate::config::settings::Settings;
 use crate::config::targets::{self, ListSource};
@@ -87,8 +89,9 @@ async fn serve(
         opened => opened,
     };
     let watched = watched?;
+    let surrounding = &group::within(&settings, surrounding);
     let started = start(held, &settings, surrounding, &watched, &mut signals, recorded).await?;
-    let Some(pipeline) = started else {
+    let Some((pipeline, group)) = started else {
         tracing::info!("stopped while the disk was full, nothing was begun");
         return Ok(ExitCode::Done);
     };
@@ -118,6 +121,7 @@ async fn serve(
         waiting: Vec::new(),
         next: Vec::new(),
         idle: None,
+        group: &group,
         run: recorded.id(),
     };
     let ended = daemon.work(&pipeline, reloader, signals, taken).await;
@@ -125,7 +129,7 @@ async fn serve(
     watched.tell(if ended.is_ok() { Readiness::Draining } else { Readiness::Failed });
     notifier.stopping("finishing what is in flight, giving the rest back");
     let progress = pipeline.progress();
-    let stopped = pipeline.stop().await;
+    let stopped = stop(pipeline, group).await;
     recorded.decided = Some(progress.borrow().run);
     serving.abort();
     // Until it has ended, its file is there.
@@ -134,6 +138,14 @@ async fn serve(
     stopped.map_err(CommandError::Failed)?;
     tracing::info!("stopped");
     Ok(ExitCode::Done)
+}
+
+/// Stops the work, and leaves the group only then: what is sealed can be committed as long as the group has us.
+async fn stop(pipeline: Pipeline, group: Group) -> Result<(), Arc<StoreError>> {
+    group.quieten();
+    let stopped = pipeline.stop().await;
+    group.end().await;
+    stopped
 }
 
 /// Tells the watchdog as long as the pipeline's heart beats.
@@ -152,20 +164,24 @@ async fn start(
     watched: &Watched,
     signals: &mut DaemonSignals,
     recorded: &mut Recorded,
-) -> Result<Option<Pipeline>, CommandError> {
+) -> Result<Option<(Pipeline, Group)>, CommandError> {
     let mut held = Some(held);
     let open = async || {
         let again = || Data::open(settings, &surrounding.clock, &surrounding.chance);
         let mut data = held.take().unwrap_or_else(again)?;
         recorded.begin(&mut data)?;
-        Ok(Pipeline::start_held(data, settings, surrounding).await?)
+        let mut group = Group::default();
+        group.prepare(&mut data, settings, surrounding)?;
+        let pipeline = Pipeline::start_held(data, settings, surrounding).await?;
+        group.start(pipeline.reach())?;
+        Ok((pipeline, group))
     };
     let stop = async { while signals.next().await != Asked::Stop {} };
     let tell = |is_full| {
         watched.tell(if is_full { Readiness::DiskFull } else { Readiness::Starting });
     };
     let started = when_there_is_space(open, stop, tell).await?;
-    Ok(started.inspect(|pipeline| {
+    Ok(started.inspect(|(pipeline, _)| {
         tokio::spawn(refresh::on_schedule(pipeline.reach(), surrounding.clock.clone()));
     }))
 }
@@ -189,6 +205,7 @@ struct Daemon<'d> {
     next: Waiting,
     /// The reloader while nothing is loaded.
     idle: Option<Reloader>,
+    group: &'d Group,
     /// Number of this run in the ledger.
     run: Option<i64>,
 }
@@ -268,9 +285,11 @@ impl Daemon<'_> {
             Question::Status => {
                 let (is_loaded, batch_size) = (self.is_loaded, self.batch_size);
                 let beside = Beside { is_loaded, step: *self.step.borrow(), batch_size };
-                let live = self.live.clone();
+                let (live, group) = (self.live.clone(), self.group.view());
                 tokio::spawn(async move {
-                    let _gone = answer.send(live.status(beside).await);
+                    let mut told = live.status(beside).await;
+                    told["group"] = group;
+                    let _gone = answer.send(told);
                 });
             }
             Question::Forget(dids) => {
@@ -300,6 +319,9 @@ impl Daemon<'_> {
                     let told = told.map_or_else(|error| refusal(&error), |it| recheck::told(&it));
                     let _gone = answer.send(told);
                 });
+            }
+            Question::Retry(_) if self.group.is_there() => {
+                let _gone = answer.send(refusal(&retry::OF_A_GROUP));
             }
             Question::Retry(selection) => {
                 let reach = reach.clone();

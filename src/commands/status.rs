@@ -76,6 +76,7 @@ fn whole(reader: &Reader, live: Option<&Value>) -> Result<Value, StoreError> {
         "refresh": told("refresh"),
         "disk_full": told("disk_full"),
         "sinks": told("sinks"),
+        "group": told("group"),
         "pid": told("pid"),
     }))
 }
@@ -107,6 +108,7 @@ fn whole_text(status: &Value) -> String {
         }
         text += "\n";
     }
+    text += &group_text(&status["group"]);
     for sink in status["sinks"].as_array().into_iter().flatten() {
         let name = sink["name"].as_str().unwrap_or_default();
         let waits = sink["waits"].as_str().map_or(String::new(), |why| format!(", {why}"));
@@ -124,6 +126,19 @@ fn whole_text(status: &Value) -> String {
         text += "\n";
     }
     text
+}
+
+/// The group that the daemon shares its work with; nothing without one.
+fn group_text(group: &Value) -> String {
+    let Some(name) = group["name"].as_str() else { return String::new() };
+    let partitions = group["partitions"].as_array().map_or(0, Vec::len);
+    let members = group["members"].as_u64().map_or("?".to_owned(), |it| it.to_string());
+    let behind = group["behind"].as_i64().map_or("?".to_owned(), |it| it.to_string());
+    let waits = group["waits"].as_str().map_or(String::new(), |why| format!(", {why}"));
+    format!(
+        "group     {name}: {partitions} of {} partitions, {members} members, {} undecided, {behind} to read{waits}\n",
+        group["of_partitions"], group["undecided"]
+    )
 }
 
 fn account(report: &Report) -> Value {

@@ -36,6 +36,11 @@ pub fn conflict(settings: &Settings) -> Option<&'static str> {
             "a worker takes its accounts from its group's topic: take source.files and source.dids out, and give their accounts to `skyfill enqueue`",
         );
     }
+    if settings.refresh.every.is_some() {
+        return Some(
+            "a worker does each account that it is asked for once: take refresh.every out, and ask for accounts again with `skyfill enqueue`",
+        );
+    }
     match settings.sinks.iter().filter(|sink| sink.form == SinkForm::Kafka).count() {
         1 => None,
         0 => Some("needs a sink with type = \"kafka\": its cluster has the topic of the group"),

@@ -65,7 +65,8 @@ impl Disk {
         forget::finish(&mut rows, &dir.join("queue"))?;
         let mut sinks = sinks.lock().unwrap_or_else(PoisonError::into_inner);
         let (scratch, bytes) = (dir.join("sink"), settings.limits.journal);
-        let mut configured = configured(&settings.sinks, &scratch, bytes, clock)?;
+        let is_worker = settings.source.group.is_some();
+        let mut configured = configured(&settings.sinks, &scratch, bytes, (clock, is_worker))?;
         let all = configured.iter().chain(sinks.iter());
         let names: Vec<String> = all.map(|sink| sink.name.clone()).collect();
         let forgotten = journal.lock().unwrap_or_else(PoisonError::into_inner).forgotten();

@@ -10,13 +10,19 @@ pub mod data;
 mod disk;
 pub mod forget;
 mod heart;
+#[cfg(feature = "kafka")]
+mod intake;
 mod manner;
 pub mod parts;
 pub mod reach;
 pub mod recheck;
 pub mod refresh;
 pub mod sampler;
+#[cfg(feature = "kafka")]
+pub mod sharing;
 mod surrounding;
+#[cfg(feature = "kafka")]
+mod telling;
 mod turns;
 
 use std::sync::Arc;

@@ -57,6 +57,18 @@ impl Reach {
         self.progress.clone()
     }
 
+    /// The ledger's writer.
+    #[cfg(feature = "kafka")]
+    pub(super) const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Ends the pipeline: something that it cannot do without has failed.
+    #[cfg(feature = "kafka")]
+    pub(super) fn fail(&self, error: StoreError) {
+        self.health.fail(error);
+    }
+
     /// What is wrong with the disk.
     #[must_use]
     pub fn condition(&self) -> watch::Receiver<Condition> {

@@ -8,7 +8,8 @@ use crate::sink::{Sink, StoreError, files};
 use crate::store::follow::NamedSink;
 
 /// The sinks of `settings`, not opened yet: nothing is asked of a disk or a network before they begin. `scratch` is a folder for
-/// what is written before it is sent, `journal` the bytes that the journal may have.
+/// what is written before it is sent, `journal` the bytes that the journal may have. A worker of a group brings the sink to its
+/// brokers itself (`is_worker`).
 ///
 /// # Errors
 /// [`StoreError::Config`] for what this build cannot do.
@@ -16,7 +17,7 @@ pub fn configured(
     settings: &[SinkSettings],
     scratch: &Path,
     journal: u64,
-    clock: &Clock,
+    (clock, is_worker): (&Clock, bool),
 ) -> Result<Vec<NamedSink>, StoreError> {
     let named = |settings: &SinkSettings| {
         if let Some(text) = files::missing_feature(settings) {
@@ -36,5 +37,6 @@ pub fn configured(
         };
         Ok(NamedSink { name: settings.name.clone(), sink })
     };
-    settings.iter().map(named).collect()
+    let is_ours = |it: &&SinkSettings| !(is_worker && matches!(it.place, SinkPlace::Broker(_)));
+    settings.iter().filter(is_ours).map(named).collect()
 }

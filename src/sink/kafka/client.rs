@@ -31,6 +31,10 @@ pub const ANSWER: Duration = Duration::from_secs(10);
 /// A transaction that its producer does not end is aborted by the cluster after this long; readers wait for it till then.
 pub const TRANSACTION: Duration = Duration::from_secs(120);
 
+/// The same of a partition's lane, whose transactions hold whole accounts: the most that a cluster allows unless it is told
+/// otherwise (`transaction.max.timeout.ms`), enough for 4 GiB at 5 MB/s.
+pub const TRANSACTION_OF_PARTITION: Duration = Duration::from_secs(900);
+
 /// Names of the credentials in a file; in the environment in capitals, after `KAFKA_`.
 const CREDENTIALS: [&str; 2] = ["username", "password"];
 
@@ -117,17 +121,16 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// A producer for the transactions of `id`.
+    /// A producer for the transactions of `id`, which may take as long as `transaction`.
     ///
     /// # Errors
     /// [`StoreError::Config`], or that of a file of credentials.
-    pub fn producer(&self, id: &str) -> Result<Producer, StoreError> {
+    pub fn producer(&self, id: &str, transaction: Duration) -> Result<Producer, StoreError> {
         let mut config = self.config()?;
-        let milliseconds = TRANSACTION.as_millis().to_string();
         config
             .set("transactional.id", id)
-            .set("transaction.timeout.ms", &milliseconds)
-            .set("message.timeout.ms", &milliseconds)
+            .set("transaction.timeout.ms", transaction.as_millis().to_string())
+            .set("message.timeout.ms", TRANSACTION.as_millis().to_string())
             .set("queue.buffering.max.kbytes", KAFKA_QUEUE_KIB.to_string())
             .set("queue.buffering.max.messages", KAFKA_QUEUE_MESSAGES.to_string())
             .set("message.max.bytes", KAFKA_MESSAGE_BYTES_MIN.to_string())
@@ -152,6 +155,16 @@ impl Clients {
             .set("enable.partition.eof", "true")
             .set("queued.max.messages.kbytes", "8192")
             .set("fetch.message.max.bytes", "1048576");
+        made(&config)
+    }
+
+    /// A consumer that also sees what is not committed: for where a partition ends.
+    ///
+    /// # Errors
+    /// As [`Clients::producer`].
+    pub fn uncommitted(&self, group: &str) -> Result<Consumer, StoreError> {
+        let mut config = self.config()?;
+        config.set("group.id", group).set("isolation.level", "read_uncommitted");
         made(&config)
     }
 
@@ -207,7 +220,7 @@ impl Clients {
             () if is(&[RDKafkaErrorCode::InvalidTransactionTimeout]) => {
                 StoreError::Config(format!(
                     "{text}: the cluster allows shorter transactions only, set its transaction.max.timeout.ms to at least {}",
-                    TRANSACTION.as_millis()
+                    TRANSACTION_OF_PARTITION.as_millis()
                 ))
             }
             () => StoreError::busy(text),

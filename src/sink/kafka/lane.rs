@@ -19,7 +19,9 @@ use std::time::Duration;
 use crate::clock::{Clock, Instant};
 use crate::crash_point;
 use crate::sink::StoreError;
-use crate::sink::kafka::client::{ANSWER, Clients, Producer, TRANSACTION, is_fenced};
+use crate::sink::kafka::client::{
+    ANSWER, Clients, Producer, TRANSACTION, TRANSACTION_OF_PARTITION, is_fenced,
+};
 
 /// How long a transaction is given to be aborted before the cluster has to find out by itself.
 const ABORT: Duration = Duration::from_secs(1);
@@ -35,11 +37,22 @@ pub struct Offsets {
     pub group: ConsumerGroupMetadata,
 }
 
+/// Whose a transactional id is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A sink's of one data directory: whoever else uses it is a copy of that.
+    Directory,
+    /// That of whoever has a partition of the accounts that are wanted: it goes from one worker to another.
+    Partition,
+}
+
 /// One message.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'m> {
     /// Where to.
     pub topic: &'m str,
+    /// The partition; `None`: that of the key.
+    pub partition: Option<i32>,
     /// What decides the partition.
     pub key: &'m str,
     /// The value.
@@ -50,6 +63,7 @@ pub struct Outgoing<'m> {
 pub struct Lane {
     clients: Clients,
     id: String,
+    owner: Owner,
     clock: Clock,
     producer: Option<Producer>,
     /// When the transaction that is under way was begun.
@@ -59,8 +73,8 @@ pub struct Lane {
 impl Lane {
     /// A lane that nobody has been asked about yet.
     #[must_use]
-    pub fn new(clients: Clients, id: String, clock: Clock) -> Self {
-        Self { clients, id, clock, producer: None, begun: None }
+    pub fn new(clients: Clients, id: String, owner: Owner, clock: Clock) -> Self {
+        Self { clients, id, owner, clock, producer: None, begun: None }
     }
 
     /// Its transactional id.
@@ -77,13 +91,27 @@ impl Lane {
         if self.producer.is_some() {
             return Ok(false);
         }
-        let producer = self.clients.producer(&self.id)?;
+        let producer = self.clients.producer(&self.id, self.transaction())?;
         let ready = producer.init_transactions(ANSWER);
         // Errors that were heard on the way are in the producer's queue until it is polled.
         producer.poll(Duration::ZERO);
         self.producer = Some(producer);
         ready.map_err(|error| self.fail("asking for transactions", &error))?;
         Ok(true)
+    }
+
+    /// How long a transaction may take. A worker's account is one, whatever its size: its next owner would begin it anew.
+    const fn transaction(&self) -> Duration {
+        match self.owner {
+            Owner::Directory => TRANSACTION,
+            Owner::Partition => TRANSACTION_OF_PARTITION,
+        }
+    }
+
+    /// Whether the cluster was asked since it was shut last.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.producer.is_some()
     }
 
     /// Whether a transaction is under way.
@@ -112,8 +140,9 @@ impl Lane {
         message: Outgoing<'_>,
         headers: &OwnedHeaders,
     ) -> Result<(), StoreError> {
-        let Outgoing { topic, key, value } = message;
+        let Outgoing { topic, partition, key, value } = message;
         let mut record = BaseRecord::to(topic).key(key).payload(value).headers(headers.clone());
+        record.partition = partition;
         let mut patience = Patience::new(self.clock.now());
         loop {
             let producer = self.producer()?;
@@ -193,7 +222,8 @@ impl Lane {
         let heard = self.producer.as_ref().map(|producer| producer.context().clone());
         let sorted = self.clients.sorted(doing, error, heard.as_deref());
         // A transaction that outlived its time is aborted by the cluster: then nobody has taken the id.
-        let is_rival = is_fenced(error) && age.is_some_and(|age| age < TRANSACTION / 2);
+        let is_young = age.is_some_and(|age| age < self.transaction() / 2);
+        let is_rival = is_fenced(error) && is_young && self.owner == Owner::Directory;
         self.abandon();
         if !is_rival {
             return sorted;

@@ -16,14 +16,19 @@
 pub mod accounts;
 pub mod client;
 pub mod dids;
+pub mod group;
+pub mod holding;
+pub mod holdings;
+mod inputs;
+pub mod known;
 pub mod lane;
 pub mod position;
 pub mod topics;
+pub mod worker;
 
 use std::collections::BTreeSet;
 
 use rdkafka::message::{Header, OwnedHeaders};
-use serde_json::value::RawValue;
 
 use crate::clock::Clock;
 use crate::config::broker::Broker;
@@ -33,7 +38,7 @@ use crate::sink::{Position, SegmentReader, Sink, SinkItem, Start, StoreError};
 
 use accounts::{AccountState, Origin, Rows};
 use client::Clients;
-use lane::{Lane, Outgoing};
+use lane::{Lane, Outgoing, Owner};
 use position::Positions;
 
 /// What it has from [`Sink::begin`] on.
@@ -186,13 +191,8 @@ impl KafkaSink {
         headers: &OwnedHeaders,
     ) -> Result<(), StoreError> {
         let topic = self.topic(item.label)?;
-        let rows: Vec<&RawValue> = serde_json::from_str(payload).map_err(StoreError::sink)?;
-        let (topic, key) = (topic.as_str(), item.account.shown_did());
-        let lane = self.sending()?;
-        for row in rows {
-            lane.send(Outgoing { topic, key, value: row.get() }, headers)?;
-        }
-        Ok(())
+        let key = item.account.shown_did();
+        topics::send_rows(self.sending()?, &topic, (key, headers), payload)
     }
 
     /// Sends an account's record, for a transaction that ends at `position`.
@@ -205,9 +205,10 @@ impl KafkaSink {
         transaction: &mut Transaction,
     ) -> Result<(), StoreError> {
         let origin = self.state()?.origin.clone();
-        let value = accounts::record(revision, state, rows, &origin, position);
+        let value = accounts::record(revision, state, rows, &origin, (position, None));
         let topic = self.topic("accounts")?;
-        let message = Outgoing { topic: &topic, key: revision.shown_did(), value: &value };
+        let message =
+            Outgoing { topic: &topic, partition: None, key: revision.shown_did(), value: &value };
         self.sending()?.send(message, &headers(revision))?;
         transaction.bytes += value.len() as u64;
         Ok(())
@@ -245,7 +246,7 @@ impl KafkaSink {
         let positions = Positions::new(&clients, &origin)?;
         self.state = Some(State {
             origin,
-            lane: Lane::new(clients, id, clock),
+            lane: Lane::new(clients, id, Owner::Directory, clock),
             positions,
             looked_at: BTreeSet::new(),
             committed: start.known,

@@ -13,11 +13,14 @@ use std::path::Path;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::OwnedHeaders;
+use serde_json::value::RawValue;
 
 use crate::limits::KAFKA_MESSAGE_BYTES_MIN;
 use crate::sink::StoreError;
 use crate::sink::kafka::accounts;
 use crate::sink::kafka::client::{ANSWER, Clients, Consumer, Heard, heard_by};
+use crate::sink::kafka::lane::{Lane, Outgoing};
 
 /// Group of the client that looks at topics; it never joins.
 const READER: &str = "skyfill-reader";
@@ -26,6 +29,23 @@ const READER: &str = "skyfill-reader";
 #[must_use]
 pub fn of_label(prefix: &str, label: &str) -> String {
     format!("{prefix}.{label}")
+}
+
+/// Sends each row of `payload`, a JSON array, to `topic` under `key` with `headers`.
+///
+/// # Errors
+/// As [`Lane::send`].
+pub fn send_rows(
+    lane: &mut Lane,
+    topic: &str,
+    (key, headers): (&str, &OwnedHeaders),
+    payload: &str,
+) -> Result<(), StoreError> {
+    let rows: Vec<&RawValue> = serde_json::from_str(payload).map_err(StoreError::sink)?;
+    for row in rows {
+        lane.send(Outgoing { topic, partition: None, key, value: row.get() }, headers)?;
+    }
+    Ok(())
 }
 
 /// What a topic must be.

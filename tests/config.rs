@@ -442,11 +442,12 @@ fn the_shipped_example_of_a_sink_to_kafka_has_the_defaults_and_what_is_wrong_wit
         (broker.replicas, &broker.credentials),
         (Some(3), &Some("/etc/skyfill/kafka".into()))
     );
-    let flags = ["type=kafka", "brokers= a:1, [::1]:2", "partitions=3", "compression=none"];
+    let flags =
+        ["type=kafka", "brokers= a:1, [::1]:2", "partitions=3", "compression=none", "lag_max=2GiB"];
     let sinks = set(&flags.map(|flag| format!("sink.x.{flag}")).each_ref().map(String::as_str));
     let sinks = sinks.unwrap().settings.sinks;
     let SinkPlace::Broker(broker) = &sinks[0].place else { panic!("{sinks:?}") };
-    assert_eq!((broker.partitions, sinks[0].zstd), (3, false));
+    assert_eq!((broker.partitions, sinks[0].zstd, sinks[0].lag_max), (3, false, 2 << 30));
     assert_eq!(sinks[0].place.to_string(), "kafka://a:1,[::1]:2/skyfill");
     let good = "[sink.x]\ntype = \"kafka\"\nbrokers = \"b:9092\"\n";
     for (text, expected) in [
@@ -559,11 +560,13 @@ fn the_shipped_example_of_a_sink_is_a_sink_with_the_defaults_and_names_every_key
 #[test]
 fn several_sinks_are_read_by_name_and_set_from_the_command_line() {
     let text = "sink.b.type = \"parquet\"\nsink.b.path = \"b\"\n[sink.a]\ntype = \"jsonl\"\n\
-                path = \"a\"\ncompression = \"none\"\nfile_bytes = \"1MiB\"\nfile_age = \"30s\"\n";
+                path = \"a\"\ncompression = \"none\"\nfile_bytes = \"1MiB\"\nfile_age = \"30s\"\n\
+                lag_max = \"64MiB\"\n[limits]\njournal = \"96MiB\"\n";
     let sinks = settings(text).sinks;
     let told: Vec<_> = sinks.iter().map(|it| (it.name.as_str(), it.form, it.zstd)).collect();
     assert_eq!(told, [("a", SinkForm::JsonLines, false), ("b", SinkForm::Parquet, true)]);
     assert_eq!((sinks[0].file_bytes, sinks[0].file_age.as_secs()), (1 << 20, 30));
+    assert_eq!((sinks[0].lag_max, sinks[1].lag_max), (64 << 20, (96 << 20) * 3 / 4));
     let read = set(&["sink.x-1.type=jsonl", "sink.x-1.url=s3://b/p/", "sink.x-1.file_age=5s"]);
     let sinks = read.unwrap().settings.sinks;
     assert_eq!((sinks[0].place.to_string(), sinks[0].file_age.as_secs()), ("s3://b/p".into(), 5));
@@ -586,6 +589,24 @@ fn wrong_sinks_name_key_and_line() {
             vec!["4: sink.x.zzzzzz", "the keys of [sink.x] are type, path"],
         ),
         (format!("{good}file_bytes = 5\n"), vec!["4: sink.x.file_bytes", "a unit is missing"]),
+        (
+            format!("{good}lagmax = \"1GiB\"\n"),
+            vec!["4: sink.x.lagmax: unknown key, did you mean sink.x.lag_max?"],
+        ),
+        (
+            format!("{good}lag_max = \"1KiB\"\n"),
+            vec!["4: sink.x.lag_max: expected a size from 1MiB"],
+        ),
+        (
+            format!("{good}lag_max = \"5GiB\"\n"),
+            vec![
+                "4: sink.x.lag_max: 5GiB is more than limits.journal (4GiB): raise that, or lower it",
+            ],
+        ),
+        (
+            format!("limits.journal = \"64MiB\"\n{good}lag_max = \"65MiB\"\n"),
+            vec!["5: sink.x.lag_max: 65MiB is more than limits.journal (64MiB)"],
+        ),
         (
             format!("{good}compression = \"gzip\"\n"),
             vec!["4: sink.x.compression", "\"zstd\", \"none\""],
@@ -616,6 +637,10 @@ fn wrong_sinks_name_key_and_line() {
     }
     let said = set(&["sink.x.typ=jsonl"]).unwrap_err().to_string();
     assert_says("", &said, &["--set sink.x.typ=jsonl", "did you mean sink.x.type?"]);
+    // What could not be read proves nothing about the other.
+    let text = format!("limits.journal = 5\n{good}lag_max = \"5GiB\"\n");
+    let said = parse(Some(&text), None, &[], Mode::Backfill).unwrap_err().to_string();
+    assert!(said.contains("limits.journal") && !said.contains("lag_max"), "{said}");
     // An empty table asks for nothing.
     assert_eq!(settings("[sink]\n").sinks, []);
 }

@@ -9,7 +9,7 @@ use crate::ops::progress::Meter;
 use crate::pipeline::Reach;
 use crate::stages::scheduler::Progress;
 use crate::stages::scheduler::hosts::HostView;
-use crate::store::follow::Followed;
+use crate::store::followers::{Followed, Lag};
 use crate::store::listing::Step;
 
 /// Hosts that an answer names, largest backlog first; the rest is counted.
@@ -159,7 +159,16 @@ impl Live {
     }
 }
 
-/// A sink: the last segment that it has durably, and why it takes nothing, if so.
-fn sink(followed: &Followed) -> Value {
-    json!({"name": followed.name, "segment": followed.settled.passed(), "waits": followed.waits})
+/// A sink: the last segment that it has durably, what it holds of the journal, why it takes nothing, if so, and whether the work
+/// waits for it.
+fn sink((followed, lag): &(Followed, Lag)) -> Value {
+    json!({
+        "name": followed.name,
+        "segment": followed.settled.passed(),
+        "lag_segments": lag.segments,
+        "lag_bytes": lag.bytes,
+        "lag_max": followed.lag_max,
+        "waits": followed.waits,
+        "holds_up": followed.holds_up,
+    })
 }

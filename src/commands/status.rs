@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use indicatif::{HumanCount, HumanDuration};
+use indicatif::{BinaryBytes, HumanCount, HumanDuration};
 use serde_json::{Value, json};
 
 use crate::clock::wall_text;
@@ -112,7 +112,7 @@ fn whole_text(status: &Value) -> String {
     for sink in status["sinks"].as_array().into_iter().flatten() {
         let name = sink["name"].as_str().unwrap_or_default();
         let waits = sink["waits"].as_str().map_or(String::new(), |why| format!(", {why}"));
-        text += &format!("sink      {name}: has segment {}{waits}\n", sink["segment"]);
+        text += &format!("sink      {name}: has segment {}{}{waits}\n", sink["segment"], lag(sink));
     }
     for host in status["hosts"].as_array().into_iter().flatten().take(10) {
         let name = host["host"].as_str().unwrap_or_default();
@@ -139,6 +139,18 @@ fn group_text(group: &Value) -> String {
         "group     {name}: {partitions} of {} partitions, {members} members, {} undecided, {behind} to read{waits}\n",
         group["of_partitions"], group["undecided"]
     )
+}
+
+/// How far a sink is behind; nothing of one that has everything.
+fn lag(sink: &Value) -> String {
+    let figure = |key: &str| sink[key].as_u64().unwrap_or(0);
+    let (segments, bytes) = (figure("lag_segments"), figure("lag_bytes"));
+    let (held, most) = (BinaryBytes(bytes), BinaryBytes(figure("lag_max")));
+    match sink["holds_up"].as_bool() {
+        Some(true) => format!(", the work waits for it: it holds {held}, {most} at most"),
+        _ if segments > 0 => format!(", {segments} behind ({held})"),
+        _ => String::new(),
+    }
 }
 
 fn account(report: &Report) -> Value {

@@ -11,7 +11,7 @@ pub const OF_A_BROKER: [&str; 5] =
     ["brokers", "topics", "partitions", "replicas", "transaction_bytes"];
 
 /// Keys that a sink to brokers shares with others.
-pub const SHARED: [&str; 3] = ["type", "credentials", "compression"];
+pub const SHARED: [&str; 4] = ["type", "credentials", "compression", "lag_max"];
 
 /// Least and most partitions of a topic.
 pub const PARTITIONS: RangeInclusive<u64> = 1..=10_000;

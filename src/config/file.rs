@@ -361,7 +361,9 @@ impl<'f> Draft<'f> {
     }
 
     fn finish(mut self) -> Result<Loaded, ConfigError> {
-        let (sinks, wrong) = std::mem::take(&mut self.sinks).finish();
+        let is_known = !self.wrong.contains("limits.journal");
+        let journal = is_known.then_some(self.settings.limits.journal);
+        let (sinks, wrong) = std::mem::take(&mut self.sinks).finish(journal);
         let are_sinks_known = wrong.is_empty();
         wrong.into_iter().for_each(|(key, fault)| self.problem(fault.place, &key, fault.text));
         self.settings.sinks = sinks;

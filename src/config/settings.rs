@@ -271,6 +271,8 @@ pub struct SinkSettings {
     pub file_bytes: u64,
     /// Age after which they are closed all the same.
     pub file_age: Duration,
+    /// Bytes of sealed segments that it may hold before the work waits for it.
+    pub lag_max: u64,
 }
 
 /// `sink.NAME.type`.
@@ -315,7 +317,8 @@ impl SinkSettings {
     #[must_use]
     pub fn new(name: &str, form: SinkForm, place: SinkPlace) -> Self {
         let (file_bytes, file_age) = (256 << 20, MINUTE * 10);
-        Self { name: name.to_owned(), form, place, zstd: true, file_bytes, file_age }
+        let lag_max = lag_max(Limits::default().journal);
+        Self { name: name.to_owned(), form, place, zstd: true, file_bytes, file_age, lag_max }
     }
 }
 
@@ -404,6 +407,14 @@ fn study() -> Filter {
         offsets: Offsets::Utc,
     };
     Filter { types: Kind::ALL.map(TypeEntry::Kind).to_vec(), window }
+}
+
+/// `sink.NAME.lag_max`, where it is not written, of a journal of `journal` bytes: three quarters. Segments are shared, so sinks
+/// that are away together hold no more than the one that is furthest behind. The last quarter stays for what is being written:
+/// without it, large accounts would be given back and fetched again while a sink is away.
+#[must_use]
+pub const fn lag_max(journal: u64) -> u64 {
+    journal / 4 * 3
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

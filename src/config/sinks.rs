@@ -9,7 +9,8 @@ use std::time::Duration;
 use crate::config::broker::{self, Broker, OF_A_BROKER, SHARED};
 use crate::config::nearest::nearest;
 use crate::config::read::{self, Fault, Read, expected, fault};
-use crate::config::settings::{Bucket, SinkForm, SinkPlace, SinkSettings};
+use crate::config::settings::{self, Bucket, SinkForm, SinkPlace, SinkSettings};
+use crate::config::units::format_size;
 use crate::config::written::{Data, Place, Value, short};
 
 /// The table that they stand in.
@@ -19,7 +20,7 @@ const TABLE: &str = "sink";
 const NAME_BYTES_MAX: usize = 64;
 
 /// Every key of a sink, in the order of the file.
-pub const SINK_KEYS: [&str; 14] = [
+pub const SINK_KEYS: [&str; 15] = [
     "type",
     "path",
     "url",
@@ -34,6 +35,7 @@ pub const SINK_KEYS: [&str; 14] = [
     "partitions",
     "replicas",
     "transaction_bytes",
+    "lag_max",
 ];
 
 /// Keys that only a `url` has a use for.
@@ -48,6 +50,9 @@ const FILE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(4 << 30);
 /// Least and largest `file_age`.
 const FILE_AGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(86_400);
+
+/// Least and largest `lag_max`: one of the smallest journal, and what no disk holds.
+const LAG_MAX: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 50);
 
 /// One sink as written: a place for each key.
 #[derive(Default)]
@@ -121,13 +126,14 @@ impl Drafts {
         Ok(())
     }
 
-    /// The sinks, and everything that is wrong with them.
+    /// The sinks, and everything that is wrong with them. `journal` is `limits.journal`, if that could be read.
     #[must_use]
-    pub fn finish(self) -> (Vec<SinkSettings>, Vec<Wrong>) {
+    pub fn finish(self, journal: Option<u64>) -> (Vec<SinkSettings>, Vec<Wrong>) {
         let (mut sinks, mut wrong) = (Vec::new(), Vec::new());
         for (name, draft) in self.drafts {
+            let lag_max = draft.lag_max(&name, journal, &mut wrong);
             match draft.finish(&name, &mut wrong) {
-                Some(sink) => sinks.push(sink),
+                Some(sink) => sinks.push(SinkSettings { lag_max, ..sink }),
                 None => continue,
             }
         }
@@ -261,6 +267,21 @@ impl Draft {
             file_age: age.unwrap_or(defaults.file_age),
             ..defaults
         })
+    }
+
+    /// What it may hold of a journal of `journal` bytes, as written or by itself.
+    fn lag_max(&self, name: &str, journal: Option<u64>, wrong: &mut Vec<Wrong>) -> u64 {
+        let written = self.read(name, "lag_max", wrong, |value| read::size(value, LAG_MAX));
+        let Some(journal) = journal else { return written.unwrap_or_default() };
+        let written = written.unwrap_or_else(|| settings::lag_max(journal));
+        if written > journal {
+            let place = self.values.get("lag_max").map_or(Place::Nowhere, |it| it.place.clone());
+            let (is, whole) = (format_size(written), format_size(journal));
+            let text =
+                format!("{is} is more than limits.journal ({whole}): raise that, or lower it");
+            wrong.push((format!("sink.{name}.lag_max"), Fault { place, text }));
+        }
+        written
     }
 
     fn read<T>(

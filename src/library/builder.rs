@@ -142,7 +142,8 @@ impl Backfill {
     /// over this data directory needs it, because rows would pass it by. What was removed from the journal before it came
     /// first, it never sees: begin with a new data directory, or export again.
     pub fn sink(mut self, name: &str, sink: impl Sink + 'static) -> Self {
-        self.sinks.push(NamedSink { name: name.to_owned(), sink: Box::new(sink) });
+        let (name, sink) = (name.to_owned(), Box::new(sink));
+        self.sinks.push(NamedSink { name, sink, lag_max: None });
         self
     }
 

@@ -5,17 +5,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::settings::Settings;
+use crate::config::settings::{Settings, lag_max};
 use crate::domain::ledger::Event;
 use crate::pipeline::data::{Data, LEDGER_FILE};
 use crate::pipeline::forget;
 use crate::sink::configured::configured;
 use crate::sink::leaves::LeavesFile;
 use crate::sink::sqlite::{SqliteQueues, file_name};
+use crate::stages::scheduler::WRITER;
 use crate::store::apply::{Applier, Sink};
 use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
-use crate::store::follow::{Followers, Waiting};
+use crate::store::follow::{Followers, NamedSink, Waiting};
+use crate::store::followers::Following;
 use crate::store::health::Health;
 use crate::store::journal::Journal;
 use crate::store::leaves::{DELETED_LABEL, LEAVES_LABEL};
@@ -64,17 +66,18 @@ impl Disk {
         let (segment, ledger_path) = (rows.segment()?, dir.join(LEDGER_FILE));
         forget::finish(&mut rows, &dir.join("queue"))?;
         let mut sinks = sinks.lock().unwrap_or_else(PoisonError::into_inner);
-        let (scratch, bytes) = (dir.join("sink"), settings.limits.journal);
         let is_worker = settings.source.group.is_some();
-        let mut configured = configured(&settings.sinks, &scratch, bytes, (clock, is_worker))?;
-        let all = configured.iter().chain(sinks.iter());
-        let names: Vec<String> = all.map(|sink| sink.name.clone()).collect();
+        let beside = (clock, is_worker);
+        let mut configured = configured(&settings.sinks, &dir.join("sink"), beside)?;
+        let by_itself = lag_max(settings.limits.journal);
+        let place = |it: &NamedSink| (it.name.clone(), it.lag_max.unwrap_or(by_itself));
+        let places: Vec<(String, u64)> = configured.iter().chain(sinks.iter()).map(place).collect();
         let forgotten = journal.lock().unwrap_or_else(PoisonError::into_inner).forgotten();
         let labels = transformer.queues();
-        let waiting = Waiting::new(&names, &positions, forgotten, &data_id, labels)?;
+        let waiting = Waiting::new(&places, &positions, forgotten, &data_id, labels)?;
         let followers = waiting.followers.clone();
         // From here on nothing is removed that they have not had, whoever runs over this directory.
-        if !names.is_empty() {
+        if !places.is_empty() {
             rows.transaction(|rows| rows.settle(&followers.positions()))?;
         }
         let (ledger, ledger_thread) = Ledger::start(rows, health.clone())?;
@@ -100,6 +103,20 @@ impl Disk {
         threads.extend([applier_thread, ledger_thread]);
         let names = transformer.pseudonyms().cloned();
         Ok(Self { ledger, journal, applier, followers, names, threads, dir, recovered })
+    }
+
+    /// Looks at its followers.
+    #[must_use]
+    pub fn following(&self) -> Following {
+        Following::new(Arc::clone(&self.journal), self.applier.clone())
+    }
+
+    /// Whether what is in flight could be finished: not on a full disk (what is merely below limits.disk_free can be), nor while
+    /// a sink holds up the work.
+    #[must_use]
+    pub fn may_finish(&self, health: &Health) -> bool {
+        let is_full = health.watch().borrow().full.keys().any(|writer| *writer != WRITER);
+        health.failure().is_none() && !is_full && !self.followers.hold_up()
     }
 
     /// Settles the queues, ends every lease and closes the ledger; gives what this process decided, to the last segment.

@@ -41,7 +41,7 @@ use crate::net::error::NetError;
 use crate::net::pace::PaceLimits;
 use crate::stages::messages::{DidJob, FetchJob, FetchedCar, RowChunk};
 use crate::stages::scheduler::terms::PlanLimits;
-use crate::stages::scheduler::{Message, Progress, WRITER};
+use crate::stages::scheduler::{Message, Progress};
 use crate::stages::{exporter, parser};
 use crate::store::apply::Applier;
 use crate::store::budget::Budget;
@@ -265,7 +265,7 @@ impl Pipeline {
             forgetter: Forgetter::new(&self.disk),
             rechecker: self.rechecker.clone(),
             filter_hash: self.filter_hash.clone(),
-            followers: self.disk.followers.clone(),
+            following: self.disk.following(),
         }
     }
 
@@ -344,9 +344,7 @@ impl Pipeline {
     /// What ended the data directory, if something did.
     pub async fn stop(self) -> Result<(), Arc<StoreError>> {
         let scheduler = self.scheduler.borrow().clone();
-        // On a full disk nothing would be finished; what is merely below limits.disk_free can be.
-        let is_full = self.health.watch().borrow().full.keys().any(|writer| *writer != WRITER);
-        let may_finish = self.health.failure().is_none() && !is_full;
+        let may_finish = self.disk.may_finish(&self.health);
         if let Some(scheduler) = scheduler.filter(|_| may_finish) {
             let millis = u64::try_from(DRAIN.as_millis()).unwrap_or(u64::MAX);
             let _drained = ractor::call_t!(scheduler, Message::Drain, millis);

@@ -19,7 +19,7 @@ use crate::pipeline::recheck::{RecheckError, Rechecked, Rechecker};
 use crate::stages::scheduler::terms::PlanLimits;
 use crate::stages::scheduler::{Message, Observed, Progress};
 use crate::store::error::StoreError;
-use crate::store::follow::{Followed, Followers};
+use crate::store::followers::{Followed, Following, Lag};
 use crate::store::health::{Condition, Health};
 use crate::store::ledger::{Ledger, LedgerGone};
 use crate::store::ledger_lists::Selection;
@@ -47,7 +47,7 @@ pub struct Reach {
     pub(super) filter_hash: String,
     pub(super) forgetter: Forgetter,
     pub(super) rechecker: Rechecker,
-    pub(super) followers: Followers,
+    pub(super) following: Following,
 }
 
 impl Reach {
@@ -75,10 +75,10 @@ impl Reach {
         self.health.watch()
     }
 
-    /// How far each sink beside the queues is.
+    /// How far each sink beside the queues is, and what it holds of the journal.
     #[must_use]
-    pub fn sinks(&self) -> Vec<Followed> {
-        self.followers.followed()
+    pub fn sinks(&self) -> Vec<(Followed, Lag)> {
+        self.following.lags()
     }
 
     /// The stages' mailboxes.
@@ -279,6 +279,7 @@ impl Reach {
             () if !self.may_begin.load(Ordering::Acquire) => "lists",
             () if counts.pending() == 0 => return None,
             () if self.health.is_full() => "disk",
+            () if self.following.followers().hold_up() => "sink",
             () if boxes.exporter.free() == 0 => "exporter",
             () if boxes.parser.free() == 0 => "parser",
             () if boxes.fetcher.free() == 0 || observed.in_flight >= batch_size => "concurrency",

@@ -79,6 +79,7 @@ pub struct GroupView {
 pub struct Worker {
     holdings: Holdings,
     sink: String,
+    lag_max: u64,
     origin: Origin,
     guard: Guard,
     names: Option<Pseudonyms>,
@@ -118,6 +119,7 @@ impl Worker {
         Ok(Some(Self {
             holdings: Holdings::new(shared, consumer),
             sink: sink.name.clone(),
+            lag_max: sink.lag_max,
             origin: Origin { directory: String::new(), sink: sink.name.clone() },
             guard: Guard::new(&settings.network),
             names,
@@ -129,7 +131,7 @@ impl Worker {
     #[must_use]
     pub fn sink(&self) -> NamedSink {
         let sink = WorkerSink::new(self.sink.clone(), self.holdings.clone());
-        NamedSink { name: self.sink.clone(), sink: Box::new(sink) }
+        NamedSink { name: self.sink.clone(), sink: Box::new(sink), lag_max: Some(self.lag_max) }
     }
 
     /// Takes what the ledger of `directory` had been asked for by an earlier process; before the sinks begin.
@@ -147,7 +149,7 @@ impl Worker {
         let name = self.holdings.group().to_owned();
         let (told, view) = watch::channel(GroupView { name, ..GroupView::default() });
         let renewal = self.holdings.renewal(&self.clock)?;
-        let Self { holdings, origin, guard, names, clock, sink: _ } = self;
+        let Self { holdings, origin, guard, names, clock, .. } = self;
         let now = clock.now();
         let intake = Intake::new(holdings.clone(), reach.clone(), (guard, names.clone()));
         let (told_by, reached) = (holdings.clone(), reach.clone());

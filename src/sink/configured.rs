@@ -8,15 +8,13 @@ use crate::sink::{Sink, StoreError, files};
 use crate::store::follow::NamedSink;
 
 /// The sinks of `settings`, not opened yet: nothing is asked of a disk or a network before they begin. `scratch` is a folder for
-/// what is written before it is sent, `journal` the bytes that the journal may have. A worker of a group brings the sink to its
-/// brokers itself (`is_worker`).
+/// what is written before it is sent. A worker of a group brings the sink to its brokers itself (`is_worker`).
 ///
 /// # Errors
 /// [`StoreError::Config`] for what this build cannot do.
 pub fn configured(
     settings: &[SinkSettings],
     scratch: &Path,
-    journal: u64,
     (clock, is_worker): (&Clock, bool),
 ) -> Result<Vec<NamedSink>, StoreError> {
     let named = |settings: &SinkSettings| {
@@ -25,7 +23,7 @@ pub fn configured(
         }
         let sink: Box<dyn Sink> = match &settings.place {
             SinkPlace::Folder(_) | SinkPlace::Bucket(_) => {
-                Box::new(files::configured(settings, scratch, journal, clock)?)
+                Box::new(files::configured(settings, scratch, clock)?)
             }
             #[cfg(feature = "kafka")]
             SinkPlace::Broker(broker) => {
@@ -35,7 +33,7 @@ pub fn configured(
             #[cfg(not(feature = "kafka"))]
             SinkPlace::Broker(_) => return Err(StoreError::sink("a build without Kafka")),
         };
-        Ok(NamedSink { name: settings.name.clone(), sink })
+        Ok(NamedSink { name: settings.name.clone(), sink, lag_max: Some(settings.lag_max) })
     };
     let is_ours = |it: &&SinkSettings| !(is_worker && matches!(it.place, SinkPlace::Broker(_)));
     settings.iter().filter(is_ours).map(named).collect()

@@ -5,7 +5,7 @@
 //!      │         │
 //!      │         └── SQLite queues and ledger        on the applier's thread (`store::apply`)
 //!      └──────────── any other sink, yours too       on a thread of its own (`store::follow`)
-//!  removed once every sink has settled it: a slow sink costs space, at most `limits.journal`, then it slows the work
+//!  removed once every sink has settled it: a slow sink costs space, at most its `lag_max`, then it slows the work
 //! ```
 //!
 //! # Exactly once, or at least once

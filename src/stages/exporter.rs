@@ -2,7 +2,8 @@
 //!
 //! takes    RowChunk       capacity 8: a few chunks between any number of parsers and one disk
 //! gives    sealed segments to the applier, and each account's ticket back when its segment is sealed
-//! retries  a full disk, for ever; a full journal, after giving the youngest large account back
+//! retries  a full disk, for ever; a full journal, after giving the youngest large account back; before an account it waits
+//!          for a sink that holds more of the journal than it may (`store::followers`)
 //! gives up on accounts larger than the journal; any other failure of the disk ends the process
 //!
 //! ```text
@@ -13,24 +14,28 @@
 //! It waits for no budget and gives a chunk's bytes back as soon as it is written. A restarted exporter begins with an empty
 //! journal part; the accounts that were open go back uncharged.
 
+mod open;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::actor::mailbox::{Envelope, Mailbox};
 use crate::domain::account::Revision;
-use crate::domain::verdict::{Cause, Failure, Reason};
 use crate::limits::{GROUP_BYTES_MAX, GROUP_SEAL_MILLISECONDS};
 use crate::stages::messages::{Export, News, Probe, Proven, Refusal, RowChunk, Ticket};
 use crate::store::apply::Applier;
 use crate::store::budget::{Budget, Reservation};
 use crate::store::error::StoreError;
+use crate::store::followers::Following;
 use crate::store::health::Health;
 use crate::store::items::Item;
 use crate::store::journal::{Journal, JournalError, LargePart};
 use crate::telemetry::{self, Stopwatch};
+
+use open::{Open, refused};
 
 /// Chunks in the mailbox.
 pub const CAPACITY: usize = 8;
@@ -82,21 +87,9 @@ pub struct State {
     group: Vec<Ticket>,
     /// Counts groups, so that a late timer seals nothing twice.
     generation: u64,
-}
-
-/// An unfinished account.
-struct Open {
-    export: Weak<Export>,
-    next: u64,
-    held: Vec<Item>,
-    reservations: Vec<Reservation>,
-    large: Option<LargePart>,
-}
-
-impl Open {
-    fn held_bytes(&self) -> u64 {
-        self.held.iter().map(|item| item.payload.len() as u64).sum()
-    }
+    following: Following,
+    /// The last segment that had been applied when the sinks were looked at.
+    looked_at: Option<u64>,
 }
 
 impl Actor for Exporter {
@@ -118,7 +111,21 @@ impl Actor for Exporter {
         mailbox.bind_heart(myself.clone(), Message::Beat);
         mailbox.bind_with(myself, |envelope| Message::Chunk(Box::new(envelope)), unwrap);
         let (open, group) = (BTreeMap::new(), Vec::new());
-        Ok(State { mailbox, journal, applier, rows, health, probe, open, group, generation: 0 })
+        let following = Following::new(Arc::clone(&journal), applier.clone());
+        let (generation, looked_at) = (0, None);
+        Ok(State {
+            mailbox,
+            journal,
+            applier,
+            rows,
+            health,
+            probe,
+            open,
+            group,
+            generation,
+            following,
+            looked_at,
+        })
     }
 
     async fn handle(
@@ -174,6 +181,7 @@ impl Actor for Exporter {
 
 impl State {
     async fn take(&mut self, chunk: RowChunk) -> Result<(), StoreError> {
+        self.wait_for_sinks().await?;
         self.drop_abandoned();
         let RowChunk { export, sequence, items, reservation, end } = chunk;
         let id = export.id;
@@ -199,6 +207,24 @@ impl State {
             Some(end) => self.complete(id, &export, end).await,
             None => self.keep_within_budget().await,
         }
+    }
+
+    /// While a sink holds more than it may, nothing more is written: what is complete is sealed, which the sink need not have to
+    /// get on, and everybody before this stage waits with it.
+    async fn wait_for_sinks(&mut self) -> Result<(), StoreError> {
+        // What a sink holds grows with what is applied, and in no other way.
+        let applied = Some(self.applier.applied_through());
+        if applied == self.looked_at || !self.following.is_too_far() {
+            self.looked_at = applied;
+            return Ok(());
+        }
+        if !self.group.is_empty() {
+            self.seal_group().await?;
+        }
+        self.mailbox.rest(true);
+        self.following.wait_for_room(&self.health).await;
+        self.mailbox.rest(false);
+        Ok(())
     }
 
     /// Moves the largest unfinished accounts to parts of their own until less than half of the rows budget is held.
@@ -407,40 +433,6 @@ impl State {
         self.health.pause(WRITER, &error).await;
         self.mailbox.rest(false);
         Ok(())
-    }
-}
-
-impl Open {
-    fn new(export: &Arc<Export>) -> Self {
-        let export = Arc::downgrade(export);
-        Self { export, next: 0, held: Vec::new(), reservations: Vec::new(), large: None }
-    }
-
-    fn write(&mut self, journal: &Mutex<Journal>) -> Result<(), JournalError> {
-        let mut journal = lock(journal);
-        let mut large = match self.large.take() {
-            Some(large) => large,
-            None => journal.begin_large()?,
-        };
-        let written = journal.append_large(&mut large, &self.held);
-        self.large = Some(large);
-        written?;
-        self.held.clear();
-        self.reservations.clear();
-        Ok(())
-    }
-}
-
-/// Ends the ticket of an account that the journal did not take.
-fn refused(export: &Export, ticket: Ticket) {
-    match export.refused() {
-        Some(Refusal::TooLarge) => {
-            let detail = "its rows are larger than limits.journal";
-            let cause = Cause::Terminal(Reason::RepoTooLarge);
-            ticket.finish(News::Failed(Failure::new(cause, None, detail)));
-        }
-        Some(Refusal::NoRoom) => ticket.finish(News::TooLargeForNow),
-        _ => ticket.finish(News::GivenBack),
     }
 }
 

@@ -177,6 +177,18 @@ impl Applier {
         self.progress.clone()
     }
 
+    /// Last segment that the queues and the ledger have.
+    #[must_use]
+    pub fn applied_through(&self) -> u64 {
+        self.progress.borrow().applied
+    }
+
+    /// The sinks on threads of their own.
+    #[must_use]
+    pub const fn followers(&self) -> &Followers {
+        &self.followers
+    }
+
     /// Leaves out of `segment` what nobody gets; `false` if the ledger does not have it yet, because that is not known before.
     #[must_use]
     pub fn pass_over(&self, segment: &mut SegmentReader) -> bool {

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -29,9 +29,15 @@ use crate::store::journal::Journal;
 use crate::store::segment::SegmentReader;
 
 pub use crate::store::follow_names::ledger_label;
+use crate::store::followers::Command;
+pub use crate::store::followers::{Followed, Followers};
 
 /// Segments taken before they are settled together, as the applier does it.
 const SETTLE_SEGMENTS: u64 = 16;
+
+/// What was taken and not settled is held in the journal: with this part of `lag_max` it is settled, too, so that the work does
+/// not wait for what a sink has long had.
+const SETTLE_SHARE: u64 = 4;
 
 /// Nothing new for this long: settle what was taken, and look again.
 const QUIET: Duration = Duration::from_millis(500);
@@ -48,35 +54,8 @@ pub struct NamedSink {
     pub name: String,
     /// The sink.
     pub sink: Box<dyn Sink>,
-}
-
-/// How far one follower is.
-#[derive(Clone, Debug)]
-pub struct Followed {
-    /// Its name.
-    pub name: String,
-    /// Taken and settled.
-    pub settled: Position,
-    /// Why it takes nothing at the moment.
-    pub waits: Option<String>,
-    /// It has ended, well or not.
-    pub ended: bool,
-}
-
-/// All followers of a pipeline; clones are the same ones. The default is nobody.
-#[derive(Clone, Debug, Default)]
-pub struct Followers {
-    wakes: Vec<SyncSender<Command>>,
-    /// Somebody waits for the end of what is sealed: nothing is kept back.
-    is_finishing: Arc<AtomicBool>,
-    told: Option<Arc<watch::Sender<Vec<Followed>>>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
-    Look,
-    Stop,
-    Abandon,
+    /// Bytes of segments that it may hold; `None`: as many as one without a setting may.
+    pub lag_max: Option<u64>,
 }
 
 /// Followers that wait for the applier before they begin.
@@ -87,25 +66,25 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Checks `names` against the sinks that the ledger knows; a new one begins behind `forgotten`, the last segment that is
-    /// gone.
+    /// Checks the names of `sinks`, each with the bytes of segments that it may hold, against the sinks that the ledger knows; a
+    /// new one begins behind `forgotten`, the last segment that is gone.
     ///
     /// # Errors
     /// [`StoreError::Config`] for a name that is none or is there twice, and for a known sink that is not there.
     pub fn new(
-        names: &[String],
+        sinks: &[(String, u64)],
         known: &HashMap<String, Position>,
         forgotten: u64,
         directory: &str,
         labels: &[String],
     ) -> Result<Self, StoreError> {
-        check_names(names, known)?;
+        let names: Vec<&str> = sinks.iter().map(|(name, _)| name.as_str()).collect();
+        check_names(&names, known)?;
         let (mut wakes, mut told, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        for name in names {
+        for (name, lag_max) in sinks {
             let known = known.get(&ledger_label(name)).copied();
             let known = known.unwrap_or_else(|| Position::after(forgotten));
-            let name = name.clone();
-            told.push(Followed { name, settled: known, waits: None, ended: false });
+            told.push(Followed::new(name, known, *lag_max));
             // One waiting wake-up is enough for any number of segments; a second place is for the stop.
             let (wake, woken) = sync_channel(2);
             wakes.push(wake);
@@ -134,7 +113,8 @@ impl Waiting {
         let Followers { told, is_finishing, .. } = followers;
         let Some(told) = told else { return Ok(threads) };
         for (index, (named, place)) in sinks.into_iter().zip(places).enumerate() {
-            let (NamedSink { name, sink }, (woken, start)) = (named, place);
+            let (NamedSink { name, sink, .. }, (woken, start)) = (named, place);
+            let lag_max = told.borrow()[index].lag_max;
             let thread = Thread {
                 index,
                 name,
@@ -149,6 +129,8 @@ impl Waiting {
                 taken: start.known,
                 settled: start.known,
                 unsettled: 0,
+                unsettled_bytes: 0,
+                lag_max,
                 ends_at: None,
                 is_over: false,
             };
@@ -157,71 +139,6 @@ impl Waiting {
             threads.push(spawned.map_err(|error| StoreError::io(Path::new("sink thread"), error))?);
         }
         Ok(threads)
-    }
-}
-
-impl Followers {
-    /// Says that there may be new segments.
-    pub fn wake(&self) {
-        for wake in &self.wakes {
-            let _already_awake = wake.try_send(Command::Look);
-        }
-    }
-
-    /// From now on nothing is kept back: somebody waits for [`Followers::passed_by`].
-    pub fn finish(&self) {
-        self.is_finishing.store(true, Ordering::Release);
-        self.wake();
-    }
-
-    /// Lets them take what is sealed, settle and end.
-    pub fn stop(&self) {
-        self.tell(Command::Stop);
-    }
-
-    /// Ends them without another call of a sink: something has failed.
-    pub fn abandon(&self) {
-        self.tell(Command::Abandon);
-    }
-
-    fn tell(&self, command: Command) {
-        for wake in &self.wakes {
-            let _ended = wake.send(command);
-        }
-    }
-
-    /// The last segment that every follower has settled whole; `u64::MAX` without any.
-    #[must_use]
-    pub fn passed(&self) -> u64 {
-        let slowest = self.look(|all| all.iter().map(|it| it.settled.passed()).min());
-        slowest.unwrap_or(u64::MAX)
-    }
-
-    /// Where each is, by its name in the ledger.
-    #[must_use]
-    pub fn positions(&self) -> Vec<(String, Position)> {
-        self.look(|all| all.iter().map(|it| (ledger_label(&it.name), it.settled)).collect())
-    }
-
-    /// How far each is.
-    #[must_use]
-    pub fn followed(&self) -> Vec<Followed> {
-        self.look(<[Followed]>::to_vec)
-    }
-
-    /// Waits until every follower has settled `segment`, or has ended.
-    pub async fn passed_by(&self, segment: u64) {
-        let Some(told) = &self.told else { return };
-        let mut watched = told.subscribe();
-        let is_by = |it: &Followed| it.ended || it.settled.passed() >= segment;
-        let _by = watched.wait_for(|all| all.iter().all(is_by)).await;
-    }
-
-    fn look<T>(&self, read: impl FnOnce(&[Followed]) -> T) -> T {
-        match &self.told {
-            Some(told) => read(&told.borrow()),
-            None => read(&[]),
-        }
     }
 }
 
@@ -238,8 +155,11 @@ struct Thread {
     is_finishing: Arc<AtomicBool>,
     taken: Position,
     settled: Position,
-    /// Segments taken since the last settle.
+    /// Segments taken since the last settle, and their bytes.
     unsettled: u64,
+    unsettled_bytes: u64,
+    /// Bytes of segments that it may hold.
+    lag_max: u64,
     /// Everything stops: until when segments are still taken.
     ends_at: Option<Instant>,
     /// Nothing is to be asked of the sink any more.
@@ -269,7 +189,8 @@ impl Thread {
         tracing::info!(sink = %self.name, segment = position.segment, "a sink follows");
         loop {
             while !self.is_over && self.has_time() && self.take_next()? {
-                if self.unsettled >= SETTLE_SEGMENTS {
+                let is_much = self.unsettled_bytes >= self.lag_max / SETTLE_SHARE;
+                if is_much || self.unsettled >= SETTLE_SEGMENTS {
                     self.settle()?;
                 }
             }
@@ -280,8 +201,8 @@ impl Thread {
                 self.settle_by(|sink| sink.finish())?;
                 return self.patiently(|sink| sink.close()).map(drop);
             }
-            if self.is_finishing.load(Ordering::Acquire) && self.settled < self.taken {
-                self.settle_by(|sink| sink.finish())?;
+            if self.is_waited_for() && self.settled < self.taken {
+                self.settle()?;
             }
             match self.woken.recv_timeout(QUIET) {
                 Ok(command) => self.hear(command),
@@ -335,9 +256,11 @@ impl Thread {
     }
 
     fn take_next(&mut self) -> Result<bool, StoreError> {
-        let (next, forgotten) = {
+        let (next, bytes, forgotten) = {
             let journal = lock(&self.journal);
-            (journal.next_after(self.taken.passed())?, journal.forgotten())
+            let next = journal.next_after(self.taken.passed())?;
+            let bytes = next.as_ref().and_then(|it| journal.sealed.get(&it.number).copied());
+            (next, bytes.unwrap_or(0), journal.forgotten())
         };
         // Nobody removes what is not settled here: a gap is never passed over in silence.
         self.misses_nothing(self.taken, forgotten)?;
@@ -350,11 +273,20 @@ impl Thread {
         }
         self.taken = SegmentReader::end(&segment);
         self.unsettled += 1;
+        self.unsettled_bytes += bytes;
         Ok(true)
     }
 
+    /// Whether somebody waits for what it has, so that nothing is kept back: the end of a run, or work that it holds up.
+    fn is_waited_for(&self) -> bool {
+        self.is_finishing.load(Ordering::Acquire) || self.told.borrow()[self.index].holds_up
+    }
+
     fn settle(&mut self) -> Result<(), StoreError> {
-        self.settle_by(|sink| sink.settle())
+        match self.is_waited_for() {
+            true => self.settle_by(|sink| sink.finish()),
+            false => self.settle_by(|sink| sink.settle()),
+        }
     }
 
     fn settle_by(
@@ -364,7 +296,7 @@ impl Thread {
         let Some(parts) = self.patiently(settle)? else { return Ok(()) };
         let least = parts.into_iter().map(|(_, position)| position).min();
         let settled = least.unwrap_or(self.taken).min(self.taken);
-        self.unsettled = 0;
+        (self.unsettled, self.unsettled_bytes) = (0, 0);
         if settled <= self.settled {
             return Ok(());
         }
@@ -448,6 +380,7 @@ mod tests {
     use super::*;
     use crate::domain::account::Revision;
     use crate::store::apply::{Export, LedgerFollower};
+    use crate::store::followers::{Following, Lag};
     use crate::store::items::Item;
 
     const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -544,6 +477,7 @@ mod tests {
         folder: tempfile::TempDir,
         ledger: Ledger,
         sealed: u64,
+        lag_max: u64,
     }
 
     struct Running {
@@ -557,14 +491,14 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            Self { folder, ledger: Ledger::default(), sealed: 0 }
+            Self { folder, ledger: Ledger::default(), sealed: 0, lag_max: u64::MAX }
         }
 
         fn start(&self, name: &str, sink: &Memory) -> Result<Running, StoreError> {
             let labels = vec!["post".to_owned()];
             let known = self.ledger.0.lock().unwrap().clone();
             let journal = Journal::open(self.folder.path(), ID, labels.clone(), 1 << 30, known.0)?;
-            let names = [name.to_owned()];
+            let names = [(name.to_owned(), self.lag_max)];
             let waiting = Waiting::new(&names, &known.1, journal.forgotten(), ID, &labels)?;
             let (journal, health) = (Arc::new(Mutex::new(journal)), Health::default());
             let followers = waiting.followers.clone();
@@ -577,7 +511,8 @@ mod tests {
                 ledger,
                 health.clone(),
             )?;
-            let sinks = vec![NamedSink { name: name.to_owned(), sink: Box::new(sink.clone()) }];
+            let (name, sink) = (name.to_owned(), Box::new(sink.clone()));
+            let sinks = vec![NamedSink { name, sink, lag_max: None }];
             let mut threads =
                 waiting.start(sinks, &journal, &applier, &health, &Clock::system())?;
             threads.push(thread);
@@ -725,5 +660,87 @@ mod tests {
             let failure = running.stop().await.failure().unwrap().to_string();
             assert!(failure.contains(word), "{failure}");
         }
+    }
+
+    fn following(running: &Running) -> Following {
+        Following::new(Arc::clone(&running.journal), running.applier.clone())
+    }
+
+    /// `sink`, which may hold two segments of `Bench::seal`: their checksums take some bytes more or less.
+    async fn bounded(sink: &Memory) -> (Bench, Running, Following) {
+        let (mut measured, away) = (Bench::new(), Memory::default());
+        away.held.lock().unwrap().refusals = u32::MAX;
+        let running = measured.start("memory", &away).unwrap();
+        measured.seal(&running, 1);
+        running.applier.applied(1).await;
+        let Lag { segments: 1, bytes } = following(&running).lags()[0].1 else { panic!() };
+        running.stop().await;
+        let bench = Bench { lag_max: 2 * bytes + bytes / 2, ..Bench::new() };
+        let running = bench.start("memory", sink).unwrap();
+        let following = following(&running);
+        (bench, running, following)
+    }
+
+    #[tokio::test]
+    async fn the_work_waits_for_a_sink_that_holds_more_than_it_may_and_goes_on_with_it() {
+        let sink = Memory::default();
+        sink.held.lock().unwrap().refusals = u32::MAX;
+        let (mut bench, running, following) = bounded(&sink).await;
+        let lags = || following.lags().into_iter().map(|(it, lag)| (it.holds_up, lag.segments));
+        let mut rows = Vec::new();
+        // One that nobody gets anything of is held like the others.
+        for (segment, is_too_far) in [(1, false), (2, false), (REPEATED, true)] {
+            rows.extend(bench.seal(&running, 1));
+            running.applier.applied(segment).await;
+            assert_eq!(following.is_too_far(), is_too_far, "{segment}");
+            assert_eq!(lags().collect::<Vec<_>>(), [(is_too_far, segment)]);
+        }
+        let waiting = following.wait_for_room(&running.health);
+        let soon = tokio::time::timeout(Duration::from_millis(100), waiting).await;
+        assert!(soon.is_err() && !following.followers().hold_up(), "nobody waits any more");
+        // Whoever waits has its mark, and goes on when the sink does.
+        let waiter = following.clone();
+        let health = running.health.clone();
+        let waiting = tokio::spawn(async move { waiter.wait_for_room(&health).await });
+        let mut told = running.followers.told.as_ref().unwrap().subscribe();
+        told.wait_for(|all| all.iter().all(|it| it.holds_up && it.waits.is_some())).await.unwrap();
+        sink.held.lock().unwrap().refusals = 0;
+        waiting.await.unwrap();
+        assert!(!following.is_too_far() && !following.followers().hold_up());
+        running.all_is_passed().await;
+        assert_eq!(lags().collect::<Vec<_>>(), [(false, 0)]);
+        assert!(running.stop().await.failure().is_none());
+        assert_eq!(sink.held.lock().unwrap().rows, rows);
+    }
+
+    #[tokio::test]
+    async fn what_a_sink_keeps_back_is_asked_for_when_the_work_waits_for_it() {
+        let sink = Memory::default();
+        sink.held.lock().unwrap().keeps_back = Some(Position::default());
+        let (mut bench, running, following) = bounded(&sink).await;
+        bench.seal(&running, 3);
+        running.applier.applied(3).await;
+        assert!(following.is_too_far());
+        following.wait_for_room(&running.health).await;
+        assert_eq!(following.lags()[0].1, Lag::default());
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_sink_when_everything_ends() {
+        let sink = Memory::default();
+        sink.held.lock().unwrap().refusals = u32::MAX;
+        let (mut bench, running, following) = bounded(&sink).await;
+        bench.seal(&running, 3);
+        running.applier.applied(3).await;
+        assert!(following.is_too_far());
+        let health = running.health.clone();
+        let waiting = tokio::spawn(async move { following.wait_for_room(&health).await });
+        let mut told = running.followers.told.as_ref().unwrap().subscribe();
+        told.wait_for(|all| all.iter().all(|it| it.holds_up)).await.unwrap();
+        running.health.end_waiting();
+        waiting.await.unwrap();
+        assert!(!running.followers.hold_up());
+        running.stop().await;
     }
 }

@@ -21,7 +21,7 @@ pub fn ledger_label(name: &str) -> String {
 ///
 /// # Errors
 /// [`StoreError::Config`] for a name that is none or is there twice, and for a known sink that is not there.
-pub fn check_names(names: &[String], known: &HashMap<String, Position>) -> Result<(), StoreError> {
+pub fn check_names(names: &[&str], known: &HashMap<String, Position>) -> Result<(), StoreError> {
     let is_good = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || b"-_".contains(&it);
     for (index, name) in names.iter().enumerate() {
         let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_good);
@@ -31,7 +31,7 @@ pub fn check_names(names: &[String], known: &HashMap<String, Position>) -> Resul
         }
     }
     let mut followed = known.keys().filter_map(|label| label.strip_prefix(LEDGER_PREFIX));
-    match followed.find(|name| !names.iter().any(|it| it == name)) {
+    match followed.find(|name| !names.contains(name)) {
         Some(name) => Err(StoreError::Config(format!(
             "the sink {name} follows this data directory and is not there: rows would pass it by. Run with it, or let it go \
              for good (skyfill let-sink-go {name}, in a program Backfill::let_sink_go)"

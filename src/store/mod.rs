@@ -15,6 +15,7 @@ pub mod durable;
 pub mod error;
 pub mod follow;
 mod follow_names;
+pub mod followers;
 pub mod health;
 pub mod items;
 pub mod journal;

@@ -105,6 +105,9 @@ fn waited(word: &str, percent: f64, cpu: f64, run: &Run, cores: usize) -> (&'sta
                 "the CPU of {parsers} parser threads, which had more to do than they could {beside}"
             ),
         ),
+        "sink" => {
+            ("sink", format!("a sink that held more than its lag_max: it was waited for {beside}"))
+        }
         "exporter" | "disk" => ("disk", format!("the disk: the journal was waited for {beside}")),
         "concurrency" => (
             "network",

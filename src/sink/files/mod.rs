@@ -43,8 +43,8 @@ use shelf::{Directory, Shelf};
 
 pub use shelf::refusal as place_refusal;
 
-/// What a sink keeps back is held in the journal, too: at most this part of it, so that the work goes on meanwhile.
-const JOURNAL_SHARE: u64 = 4;
+/// What a sink keeps back is held in the journal, too: at most this part of its `lag_max`, so that the work goes on meanwhile.
+const LAG_SHARE: u64 = 4;
 
 /// Accounts of one manifest, about 200 bytes each.
 const ACCOUNTS_MAX: usize = 10_000;
@@ -73,17 +73,16 @@ pub(super) trait Form: Send {
 }
 
 /// The sink of `settings`, not opened yet: nothing is asked of a disk or a network before it begins. `scratch` is a folder for
-/// what is written before it is sent, `journal` the bytes that the journal may have.
+/// what is written before it is sent.
 ///
 /// # Errors
 /// [`StoreError::Config`] for what this build cannot do.
 pub fn configured(
     settings: &SinkSettings,
     scratch: &Path,
-    journal: u64,
     clock: &Clock,
 ) -> Result<FileSink, StoreError> {
-    let file_bytes = settings.file_bytes.min(journal / JOURNAL_SHARE);
+    let file_bytes = settings.file_bytes.min(settings.lag_max / LAG_SHARE);
     let held = SinkSettings { file_bytes, ..settings.clone() };
     FileSink::new(&held, scratch, clock.clone())
 }

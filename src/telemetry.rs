@@ -4,14 +4,18 @@
 //!  counters, histograms   said where it happens; records, bytes and retries only when the ledger has committed them
 //!  gauges                 read from what exists by `pipeline::sampler`, when somebody asks for them
 //! ```
-//! No DID and no host name is ever a label: the only label values that are not written in this program are the configured
-//! record types. Without an installed recorder every call costs one atomic load; only the binary installs one.
+//! No DID and no host name is ever a label: the only label values that are not written in this program are the operator's own
+//! words, the configured record types and the names of sinks. Without an installed recorder every call costs one atomic load; only the binary installs one.
+
+mod request;
 
 use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::clock::{Clock, Instant};
+
+pub use request::{Outcome, Service};
 
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,10 @@ const CRASHES: &str = "skyfill_worker_crashes_total";
 const SEAL_SECONDS: &str = "skyfill_seal_seconds";
 const APPLY_SECONDS: &str = "skyfill_apply_seconds";
 const QUEUE_PENDING: &str = "skyfill_queue_pending";
+const SINK_LAG_SEGMENTS: &str = "skyfill_sink_lag_segments";
+const SINK_LAG_BYTES: &str = "skyfill_sink_lag_bytes";
+const SINK_WAITING: &str = "skyfill_sink_waiting";
+const SINK_BLOCKING: &str = "skyfill_sink_blocking";
 const RELOAD_OK: &str = "skyfill_config_last_reload_successful";
 const RELOAD_TIME: &str = "skyfill_config_last_reload_success_timestamp_seconds";
 const PROGRESS_TIME: &str = "skyfill_last_progress_timestamp_seconds";
@@ -75,7 +83,7 @@ const REMAINING: &str = "skyfill_remaining_seconds";
 const BUILD_INFO: &str = "skyfill_build_info";
 
 /// Every metric, in the design's order.
-pub const METRICS: [Metric; 27] = [
+pub const METRICS: [Metric; 31] = [
     metric(ACCOUNTS, Kind::Gauge, &["state"], "Listed accounts by state."),
     metric(PARKED, Kind::Gauge, &["reason"], "Listed accounts that were given up, by reason."),
     metric(RECORDS, Kind::Counter, &["type"], "Records exported, counted once they are committed."),
@@ -133,6 +141,25 @@ pub const METRICS: [Metric; 27] = [
         &["type"],
         "Items that no reader has taken; NaN: not counted in time.",
     ),
+    metric(
+        SINK_LAG_SEGMENTS,
+        Kind::Gauge,
+        &["sink"],
+        "Journal segments that the queues have and the sink has not settled.",
+    ),
+    metric(SINK_LAG_BYTES, Kind::Gauge, &["sink"], "Bytes of those segments."),
+    metric(
+        SINK_WAITING,
+        Kind::Gauge,
+        &["sink"],
+        "Whether the sink takes nothing, because where it writes to is away or full.",
+    ),
+    metric(
+        SINK_BLOCKING,
+        Kind::Gauge,
+        &["sink"],
+        "Whether the work waits for the sink, because it holds more than its lag_max.",
+    ),
     metric(RELOAD_OK, Kind::Gauge, &[], "Whether the last reload was accepted; 1 at the start."),
     metric(
         RELOAD_TIME,
@@ -180,65 +207,6 @@ pub const STAGES: [&str; 5] = ["scheduler", "resolver", "fetcher", "parser", "ex
 
 /// The error of a retry for which the closed set of errors has no word: an older revision, a redirect too many, a crash.
 pub const OTHER_ERROR: &str = "other";
-
-/// Whom a request goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// The PLC directory.
-    Plc,
-    /// The web host of a `did:web`.
-    Web,
-    /// A host of repositories.
-    Pds,
-}
-
-impl Service {
-    /// Every service.
-    pub const ALL: [Self; 3] = [Self::Plc, Self::Web, Self::Pds];
-
-    /// Its label value.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Plc => "plc",
-            Self::Web => "web",
-            Self::Pds => "pds",
-        }
-    }
-}
-
-/// What came of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// What was asked for, whole and usable.
-    Ok,
-    /// The guard did not let it go there.
-    Refused,
-    /// 429 in any form.
-    RateLimited,
-    /// A failure that may pass: of the network, the host, the directory, or the transfer.
-    Transient,
-    /// An answer that stays as it is: no such account, taken down, unusable document, invalid or too large repository.
-    Terminal,
-}
-
-impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Self; 5] =
-        [Self::Ok, Self::Refused, Self::RateLimited, Self::Transient, Self::Terminal];
-
-    /// Its label value.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Refused => "refused",
-            Self::RateLimited => "rate_limited",
-            Self::Transient => "transient",
-            Self::Terminal => "terminal",
-        }
-    }
-}
 
 /// Measures how long something takes, in monotonic time.
 #[derive(Clone, Copy, Debug)]
@@ -420,6 +388,34 @@ pub fn spool_bytes(bytes: u64) {
 /// Items of the queue of `label` that no reader has taken; `None`: they could not be counted in time.
 pub fn queue_pending(label: &str, items: Option<u64>) {
     gauge!(QUEUE_PENDING, "type" => label.to_owned()).set(items.map_or(f64::NAN, figure));
+}
+
+/// How a sink stands. Its name is the operator's, so there are few.
+#[derive(Clone, Copy, Debug)]
+pub struct SinkGauges<'s> {
+    /// Its name.
+    pub sink: &'s str,
+    /// Segments that it holds.
+    pub lag_segments: u64,
+    /// Their bytes.
+    pub lag_bytes: u64,
+    /// It takes nothing at the moment.
+    pub is_waiting: bool,
+    /// The work waits for it.
+    pub is_blocking: bool,
+}
+
+/// How a sink stands.
+pub fn sink(gauges: SinkGauges<'_>) {
+    let SinkGauges { sink, lag_segments, lag_bytes, is_waiting, is_blocking } = gauges;
+    for (name, value) in [
+        (SINK_LAG_SEGMENTS, lag_segments),
+        (SINK_LAG_BYTES, lag_bytes),
+        (SINK_WAITING, u64::from(is_waiting)),
+        (SINK_BLOCKING, u64::from(is_blocking)),
+    ] {
+        gauge!(name, "sink" => sink.to_owned()).set(figure(value));
+    }
 }
 
 /// Figures above 2^53 lose their last digits, as everywhere in Prometheus.

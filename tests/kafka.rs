@@ -88,6 +88,46 @@ impl<'j> Scene<'j> {
         self.job.skyfill().run(&arguments.concat(), PATIENCE)
     }
 
+    /// A daemon over the accounts of the job.
+    fn daemon(&self, more: &[&str]) -> Running {
+        let network = &self.job.network;
+        let mut arguments =
+            ["run", "--data-dir", self.data.to_str().unwrap()].map(str::to_owned).to_vec();
+        let set = [
+            format!("source.files={}", self.job.path("dids.txt").display()),
+            format!("identity.plc_url={}", network.plc.url()),
+            "network.allow=127.0.0.0/8".to_owned(),
+            "fetch.host_requests_per_second=1000".to_owned(),
+            "limits.disk_free=0B".to_owned(),
+            "metrics.listen=127.0.0.1:0".to_owned(),
+        ];
+        arguments.extend(
+            set.iter()
+                .map(String::as_str)
+                .chain(more.iter().copied())
+                .map(|it| format!("--set={it}")),
+        );
+        arguments.extend(self.flags.clone());
+        self.job.skyfill().spawn(&arguments)
+    }
+
+    /// Waits until the daemon's status, and what its sink waits for, are so.
+    fn until(&self, running: &Running, is_so: &dyn Fn(&Value, &str) -> bool) {
+        let begun = Instant::now();
+        let data = self.data.to_str().unwrap();
+        loop {
+            assert!(running.wait(Duration::from_millis(100)).is_none(), "{}", running.stderr());
+            let status =
+                self.job.skyfill().run(&["status", "--json", "--data-dir", data], PATIENCE);
+            let status: Value = status.stdout.parse().unwrap_or_default();
+            let waits = status["sinks"][0]["waits"].as_str().unwrap_or_default();
+            if is_so(&status, waits) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{status} {}", running.stderr());
+        }
+    }
+
     fn topics(&self) -> Topics {
         Topics::read(&self.kafka.brokers(), &self.name)
     }
@@ -326,31 +366,8 @@ fn a_broker_that_is_away_is_waited_for_and_nobody_else_waits_with_it() {
     let checked = scene.check().expect_code(0).stdout;
     assert!(checked.contains("looking at topics: no answer"), "it is worth a warning: {checked}");
     // A daemon, which still answers when its accounts are done.
-    let list = format!("--set=source.files={}", job.path("dids.txt").display());
-    let set = ["fetch.host_requests_per_second=1000", "limits.disk_free=0B", "metrics.listen="];
-    let set = set.map(|it| format!("--set={it}"));
-    let data = scene.data.to_str().unwrap();
-    let fixed = ["run", "--data-dir", data].map(str::to_owned);
-    let network = [
-        format!("--set=identity.plc_url={}", job.network.plc.url()),
-        "--set=network.allow=127.0.0.0/8".to_owned(),
-    ];
-    let arguments =
-        [fixed.to_vec(), network.to_vec(), vec![list], set.to_vec(), scene.flags.clone()];
-    let running = job.skyfill().spawn(&arguments.concat());
-    let until = |is_so: &dyn Fn(&Value, &str) -> bool| {
-        let begun = Instant::now();
-        loop {
-            assert!(running.wait(Duration::from_millis(100)).is_none(), "{}", running.stderr());
-            let status = job.skyfill().run(&["status", "--json", "--data-dir", data], PATIENCE);
-            let status: Value = status.stdout.parse().unwrap_or_default();
-            let waits = status["sinks"][0]["waits"].as_str().unwrap_or_default();
-            if is_so(&status, waits) {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{status} {}", running.stderr());
-        }
-    };
+    let running = scene.daemon(&[]);
+    let until = |is_so: &dyn Fn(&Value, &str) -> bool| scene.until(&running, is_so);
     // The queues have everything, and the sink says what it waits for.
     let brokers = kafka.brokers();
     until(&|status, waits| {
@@ -362,6 +379,73 @@ fn a_broker_that_is_away_is_waited_for_and_nobody_else_waits_with_it() {
     running.signal(Signal::TERM);
     running.finish(PATIENCE).expect_code(0);
     assert_whole(&scene.agree());
+}
+
+#[test]
+fn a_broker_that_is_away_holds_up_the_work_once_lag_max_is_held_and_that_is_said() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(450);
+    let job = job(&Shape { seed: 141, accounts: 20, hosts: 2, records, odd: false });
+    let scene = Scene::new(&job, &kafka, "far", &[("lag_max", "1MiB")]);
+    kafka.kill();
+    // One account a segment, as far as the work allows it.
+    let running = scene.daemon(&["limits.batch_size=1"]);
+    scene.until(&running, &|status, waits| {
+        let sink = &status["sinks"][0];
+        let is_held = sink["lag_bytes"].as_u64() > Some(1 << 20) && sink["lag_max"] == 1 << 20;
+        is_held && sink["holds_up"] == true && status["bound_by"] == "sink" && !waits.is_empty()
+    });
+    let status = || {
+        let data = scene.data.to_str().unwrap();
+        job.skyfill().run(&["status", "--data-dir", data], PATIENCE).expect_code(0).stdout
+    };
+    let before = status();
+    assert!(before.contains("bound by sink"), "{before}");
+    assert!(
+        before.contains(", the work waits for it: it holds 1.")
+            && before.contains("MiB, 1.00 MiB at most"),
+        "{before}"
+    );
+    assert!(running.wait(Duration::from_secs(2)).is_none());
+    let accounts = |text: &str| text.lines().next().unwrap().to_owned();
+    assert_eq!(accounts(&status()), accounts(&before), "the work goes on");
+    let scraped = scrape(&running);
+    for (name, is_so) in [
+        ("lag_segments", &(|it: f64| it >= 3.0) as &dyn Fn(f64) -> bool),
+        ("lag_bytes", &|it| it > 1_048_576.0),
+        ("waiting", &|it| it == 1.0),
+        ("blocking", &|it| it == 1.0),
+    ] {
+        let series = format!("skyfill_sink_{name}{{sink=\"broker\"}} ");
+        let figure = scraped.split_once(&series).expect(&series).1.lines().next().unwrap();
+        assert!(is_so(figure.parse().unwrap()), "{series}{figure}");
+    }
+    let said = "the work waits for a sink sink=broker";
+    assert_eq!(running.stderr().matches(said).count(), 1, "{}", running.stderr());
+    kafka.begin();
+    scene.until(&running, &|status, _| {
+        status["accounts"]["done"] == 20 && status["sinks"][0]["lag_bytes"] == 0
+    });
+    running.signal(Signal::TERM);
+    let log = running.finish(PATIENCE).expect_code(0).stderr;
+    assert_eq!(log.matches("the work goes on sink=broker").count(), 1, "{log}");
+    assert_eq!(log.matches(said).count(), 1, "{log}");
+    assert_whole(&scene.agree());
+}
+
+/// What the daemon's metrics are.
+fn scrape(running: &Running) -> String {
+    use std::io::{Read as _, Write as _};
+    let line = "serving metrics listen=";
+    assert!(running.wait_for(line, PATIENCE), "{}", running.stderr());
+    let log = running.stderr();
+    let address = log.split_once(line).unwrap().1.split_whitespace().next().unwrap().to_owned();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 #[test]

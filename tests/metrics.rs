@@ -19,6 +19,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -30,6 +31,8 @@ use skyfill::net::dns::Names;
 use skyfill::ops::http::{self, Readiness};
 use skyfill::ops::recorder::Recorder;
 use skyfill::pipeline::{Data, Pipeline, PipelineEnd, Surrounding};
+use skyfill::sink::{Position, SegmentReader, Sink, StoreError};
+use skyfill::store::follow::NamedSink;
 use skyfill::store::ledger_lists::Reader;
 use skyfill::telemetry::{Kind, METRICS};
 use support::faults::{At, Fault, Place, Target, Then, Wait};
@@ -48,8 +51,8 @@ const HOSTILE_HOSTS: usize = 300;
 /// or whose host gives a reason of its own.
 const HOSTILE_REASONS: usize = 300;
 
-/// The design's list (section 7, "Metrics"), and those of ours: which worker crashed, the time left, and refreshes.
-const DESIGN: [(&str, &[&str]); 27] = [
+/// The design's list (section 7, "Metrics"), and those of ours: which worker crashed, the time left, refreshes, and sinks.
+const DESIGN: [(&str, &[&str]); 31] = [
     ("skyfill_accounts", &["state"]),
     ("skyfill_parked", &["reason"]),
     ("skyfill_records_total", &["type"]),
@@ -73,6 +76,10 @@ const DESIGN: [(&str, &[&str]); 27] = [
     ("skyfill_seal_seconds", &[]),
     ("skyfill_apply_seconds", &[]),
     ("skyfill_queue_pending", &["type"]),
+    ("skyfill_sink_lag_segments", &["sink"]),
+    ("skyfill_sink_lag_bytes", &["sink"]),
+    ("skyfill_sink_waiting", &["sink"]),
+    ("skyfill_sink_blocking", &["sink"]),
     ("skyfill_config_last_reload_successful", &[]),
     ("skyfill_config_last_reload_success_timestamp_seconds", &[]),
     ("skyfill_last_progress_timestamp_seconds", &[]),
@@ -80,7 +87,9 @@ const DESIGN: [(&str, &[&str]); 27] = [
 ];
 
 /// Label values of closed sets, each in full.
-const CLOSED: [(&str, &str, &[&str]); 13] = [
+const CLOSED: [(&str, &str, &[&str]); 15] = [
+    ("skyfill_sink_lag_bytes", "sink", &["mine"]),
+    ("skyfill_sink_waiting", "sink", &["mine"]),
     ("skyfill_accounts", "state", &["active", "done", "parked", "queued", "retrying"]),
     (
         "skyfill_parked",
@@ -346,6 +355,23 @@ fn every_figure_of_the_design_is_there_and_right() {
     network.faults().assert_fired(&["cut", "status", "rate_limited_seconds", "wrong_hash"]);
 }
 
+/// A sink that keeps nothing of what it takes.
+struct Mine;
+
+impl Sink for Mine {
+    fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
+        let mut buffer = Vec::new();
+        for item in segment.items_from(Position::after(segment.number - 1)) {
+            item.payload(&mut buffer)?;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
 async fn run(recorder: &Recorder, settings: &Settings, dids: Vec<String>) -> Ran {
     let network = Surroundings { names: names().await, roots: Vec::new() };
     let surrounding = Surrounding { network: Some(network), ..Surrounding::system() };
@@ -354,6 +380,8 @@ async fn run(recorder: &Recorder, settings: &Settings, dids: Vec<String>) -> Ran
     let listed = data.list(targets::open(&sources).unwrap()).unwrap().unwrap();
     assert_eq!(listed, (ORDINARY + HOSTILE_HOSTS + HOSTILE_REASONS + 2) as u64);
     let ledger = data.ledger_path();
+    let sink = NamedSink { name: "mine".to_owned(), sink: Box::new(Mine), lag_max: None };
+    data.follow_with(Arc::new(Mutex::new(vec![sink])));
     let pipeline = Pipeline::start(data, settings, &surrounding).await.unwrap();
     let listener = http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -374,6 +402,7 @@ async fn run(recorder: &Recorder, settings: &Settings, dids: Vec<String>) -> Ran
     let before = Scrape::parse(text);
     let pending_before = pipeline.progress().borrow().counts.pending();
     assert!(matches!(pipeline.ended().await, PipelineEnd::Finished));
+    pipeline.followed().await;
     let (code, text) = get_async(address, "/metrics").await;
     assert_eq!((code, Reader::open(&ledger).unwrap().counts().unwrap().pending()), (200, 0));
     state.send_replace(Readiness::Draining);
@@ -493,6 +522,9 @@ fn figures(scrape: &Scrape, settings: &Settings, network: &Network) {
         scrape.is("skyfill_memory_budget_bytes", &[("budget", budget), ("state", "used")], 0);
     }
     scrape.is("skyfill_spool_bytes", &[], 0);
+    for name in ["lag_segments", "lag_bytes", "waiting", "blocking"] {
+        scrape.is(&format!("skyfill_sink_{name}"), &[("sink", "mine")], 0);
+    }
     let (seals, applies) = (
         scrape.sum("skyfill_seal_seconds_count", &[]),
         scrape.sum("skyfill_apply_seconds_count", &[]),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  at once         accounts and the time left (as the scheduler last told), mailboxes, budgets, spools
-//!  within 2 s      hosts (the scheduler is asked), parked by reason (state.db is read), the journal
+//!  within 2 s      hosts (the scheduler is asked), parked by reason (state.db is read), the journal, what sinks hold of it
 //!  once a minute   pending items of each queue, 1 s for all together
 //! ```
 //! What does not answer in time keeps its last figure; pending items then become NaN, because theirs may be long past. Questions
@@ -24,6 +24,7 @@ use crate::pipeline::parts::Parts;
 use crate::pipeline::{Budgets, Mailboxes};
 use crate::sink::{pending, sqlite::file_name};
 use crate::stages::scheduler::{Message, Progress};
+use crate::store::followers::Following;
 use crate::store::journal::Journal;
 use crate::store::leaves::DELETED_LABEL;
 use crate::store::ledger_lists::{Counts, Reader};
@@ -56,6 +57,7 @@ pub struct Sampler {
 /// What is read from the disk, by one question at a time.
 struct DiskFigures {
     journal: Arc<Mutex<Journal>>,
+    following: Following,
     ledger: PathBuf,
     queues: PathBuf,
     /// Of every queue, those of rejections and deletions too.
@@ -75,6 +77,7 @@ impl Sampler {
         let labels = transformer.queues();
         let figures = DiskFigures {
             journal: Arc::clone(&parts.disk.journal),
+            following: parts.disk.following(),
             ledger: dir.join(LEDGER_FILE),
             queues: dir.join("queue"),
             labels: labels.iter().cloned().chain([DELETED_LABEL.to_owned()]).collect(),
@@ -163,6 +166,15 @@ impl DiskFigures {
         telemetry::journal_bytes(
             self.journal.lock().unwrap_or_else(PoisonError::into_inner).used_bytes(),
         );
+        for (followed, lag) in self.following.lags() {
+            telemetry::sink(telemetry::SinkGauges {
+                sink: &followed.name,
+                lag_segments: lag.segments,
+                lag_bytes: lag.bytes,
+                is_waiting: followed.waits.is_some(),
+                is_blocking: followed.holds_up,
+            });
+        }
         match Reader::open(&self.ledger).and_then(|reader| reader.parked_by_reason()) {
             Ok(counts) => {
                 for reason in Reason::ALL {

@@ -357,6 +357,40 @@ fn topics_that_would_lose_or_refuse_rows_are_refused_with_the_command_that_mends
 }
 
 #[test]
+fn topics_that_delete_rows_in_time_are_named_and_used() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(20);
+    let job = job(&Shape { seed: 142, accounts: 2, hosts: 1, records, odd: false });
+    let large = "max.message.bytes=8388608";
+    // The cluster's own default is a week.
+    kafka.make_topic("kept.post", 3, &[large]);
+    kafka.make_topic("kept.like", 3, &[large, "retention.ms=-1", "retention.bytes=1000000"]);
+    kafka.make_topic("kept.follow", 3, &[large, "retention.ms=-1"]);
+    kafka.make_topic("kept.accounts", 3, &[large, "cleanup.policy=compact"]);
+    let scene = Scene::new(&job, &kafka, "kept", &[]);
+    let expected = [
+        "sink.broker: the topic kept.post has retention.ms=604800000: rows are deleted in time",
+        "sink.broker: the topic kept.like has retention.bytes=1000000: rows are deleted in time",
+    ];
+    let checked = scene.check().expect_code(0).stdout;
+    let warned: Vec<&str> = checked.lines().filter_map(|it| it.strip_prefix("warning: ")).collect();
+    assert_eq!(warned.len(), 2, "{checked}");
+    for said in expected {
+        assert!(warned.iter().any(|it| it.starts_with(said)), "{said}: {checked}");
+    }
+    let ran = scene.start().finish(PATIENCE).expect_code(0).stderr;
+    for topic in ["kept.post", "kept.like"] {
+        assert_eq!(ran.matches(&format!("the topic {topic} has ")).count(), 1, "{ran}");
+    }
+    assert_eq!(ran.matches("rows are deleted in time").count(), 2, "{ran}");
+    assert_whole(&scene.agree());
+    // What they name mends it.
+    warned.iter().for_each(|said| kafka.obey(said));
+    let mended = scene.check().expect_code(0).stdout;
+    assert!(!mended.contains("warning"), "{mended}");
+}
+
+#[test]
 fn a_broker_that_is_away_is_waited_for_and_nobody_else_waits_with_it() {
     let Some(kafka) = Kafka::start(&[]) else { return };
     let records = Records::Fixed(50);

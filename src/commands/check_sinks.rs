@@ -4,7 +4,8 @@
 //!  feature compiled in           an error, also with --no-environment
 //!  directory ours and writable   an error; one that is not there yet must be possible to make
 //!  bucket                        no rights or no bucket: an error; no answer: a warning
-//!  topics                        no rights, or one that cannot be used: an error with the command; no answer: a warning
+//!  topics                        no rights, or one that cannot be used: an error with the command; no answer, or one that
+//!                                deletes rows in time: a warning
 //! ```
 //! Nothing is written anywhere.
 
@@ -49,7 +50,9 @@ pub fn environment(settings: &Settings) -> Vec<Wrong> {
                 let refused = place_refusal(path).or_else(|| unwritable(path));
                 wrong.extend(refused.map(|text| Wrong::Permission(named(&text))));
             }
-            SinkPlace::Bucket(bucket) => wrong.extend(reach(&sink.name, look_at(bucket))),
+            SinkPlace::Bucket(bucket) => {
+                wrong.extend(reach(&sink.name, look_at(bucket).map(|()| Vec::new())));
+            }
             #[cfg(feature = "kafka")]
             SinkPlace::Broker(broker) => {
                 let types = settings.filter.types.iter().map(TypeEntry::label);
@@ -76,12 +79,12 @@ fn unwritable(path: &Path) -> Option<String> {
     })
 }
 
-fn reach(name: &str, looked: Result<(), StoreError>) -> Option<Wrong> {
+fn reach(name: &str, looked: Result<Vec<String>, StoreError>) -> Vec<Wrong> {
     let named = |text: String| format!("sink.{name}: {text}");
     match looked {
-        Ok(()) => None,
-        Err(StoreError::Permission(text)) => Some(Wrong::Permission(named(text))),
-        Err(StoreError::Busy { source, .. }) => Some(Wrong::Warning(named(source.to_string()))),
-        Err(error) => Some(Wrong::Error(named(error.to_string()))),
+        Ok(odd) => odd.into_iter().map(|text| Wrong::Warning(named(text))).collect(),
+        Err(StoreError::Permission(text)) => vec![Wrong::Permission(named(text))],
+        Err(StoreError::Busy { source, .. }) => vec![Wrong::Warning(named(source.to_string()))],
+        Err(error) => vec![Wrong::Error(named(error.to_string()))],
     }
 }

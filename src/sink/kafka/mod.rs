@@ -62,11 +62,11 @@ pub struct KafkaSink {
     state: Option<State>,
 }
 
-/// Looks at the topics of `labels`, those that are there, and makes none.
+/// Looks at the topics of `labels`, those that are there, and makes none; gives a sentence about each that will delete rows.
 ///
 /// # Errors
 /// As [`topics::ensure`].
-pub fn look_at(broker: &Broker, labels: &[String]) -> Result<(), StoreError> {
+pub fn look_at(broker: &Broker, labels: &[String]) -> Result<Vec<String>, StoreError> {
     let clients = Clients { broker: broker.clone(), zstd: false };
     topics::ensure(&clients, &names(&broker.prefix, labels), false)
 }
@@ -239,7 +239,10 @@ impl KafkaSink {
 
     fn begun(&mut self, start: &Start) -> Result<Position, StoreError> {
         let topics = names(&self.clients.broker.prefix, &start.labels);
-        topics::ensure(&self.clients, &topics, true)?;
+        let odd = topics::ensure(&self.clients, &topics, true)?;
+        if !odd.is_empty() {
+            tracing::warn!(sink = %self.name, "{}", odd.join("; "));
+        }
         let origin = Origin { directory: start.directory.clone(), sink: self.name.clone() };
         let id = position::group(&self.clients.broker.prefix, &origin);
         let (clients, clock) = (self.clients.clone(), self.clock.clone());

@@ -6,7 +6,8 @@
 //!  <topics>.accounts   cleanup.policy=compact                        deletion: what an account is would be forgotten
 //!  both                max.message.bytes=8 MiB, `partitions`         less of either
 //! ```
-//! How long rows are kept is the operator's: an existing topic's retention is not looked at.
+//! How long rows are kept is the operator's: an existing topic that will delete some is named with the command that keeps them,
+//! and used.
 
 use std::path::Path;
 
@@ -73,13 +74,24 @@ struct Found {
     partitions: usize,
     cleanup: String,
     message_bytes: u64,
+    /// Settings that delete rows, each with its value.
+    retention: Vec<(&'static str, String)>,
 }
 
-/// Looks at `topics` and makes those that are missing; `makes`: or else leaves them missing.
+/// What makes a topic delete rows, unless it is -1.
+const RETENTION: [&str; 2] = ["retention.ms", "retention.bytes"];
+
+/// Looks at `topics` and makes those that are missing; `makes`: or else leaves them missing. Gives a sentence about each that will
+/// delete rows.
 ///
 /// # Errors
 /// [`StoreError::Config`] with the command that mends a topic, [`StoreError::Permission`], or [`StoreError::Busy`].
-pub fn ensure(clients: &Clients, topics: &[String], makes: bool) -> Result<(), StoreError> {
+pub fn ensure(
+    clients: &Clients,
+    topics: &[String],
+    makes: bool,
+) -> Result<Vec<String>, StoreError> {
+    let mut warnings = Vec::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|error| StoreError::io(Path::new("runtime"), error))?;
     let (admin, consumer) = (clients.admin()?, clients.consumer(READER)?);
@@ -95,8 +107,9 @@ pub fn ensure(clients: &Clients, topics: &[String], makes: bool) -> Result<(), S
         if let Some(text) = refusal(clients, topic, &found) {
             return Err(StoreError::Config(text));
         }
+        warnings.extend(warning(clients, topic, &found));
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// What is true of `topic`; `None`: it is missing.
@@ -130,7 +143,10 @@ async fn look(
     };
     let value = |name: &str| config.get(name).and_then(|it| it.value.clone()).unwrap_or_default();
     let message_bytes = value("max.message.bytes").parse().unwrap_or(0);
-    Ok(Some(Found { partitions, cleanup: value("cleanup.policy"), message_bytes }))
+    let kept = |it: &String| it.is_empty() || it == "-1";
+    let retention = RETENTION.map(|name| (name, value(name)));
+    let retention = retention.into_iter().filter(|(_, it)| !kept(it)).collect();
+    Ok(Some(Found { partitions, cleanup: value("cleanup.policy"), message_bytes, retention }))
 }
 
 async fn make(
@@ -182,14 +198,33 @@ const fn is_final(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// The command that gives a topic another setting.
+fn alter(clients: &Clients, topic: &str, setting: &str) -> String {
+    let server = &clients.broker.brokers;
+    format!(
+        "kafka-configs.sh --bootstrap-server {server} --alter --entity-type topics --entity-name {topic} --add-config {setting}"
+    )
+}
+
+/// What a topic that can be used will lose, with the command that keeps it. A compacted one loses nothing by age or size.
+fn warning(clients: &Clients, topic: &str, found: &Found) -> Option<String> {
+    if found.retention.is_empty() || Policy::of(topic, &clients.broker.prefix) == Policy::Compact {
+        return None;
+    }
+    let joined = |of: &dyn Fn(&(&str, String)) -> String| {
+        found.retention.iter().map(of).collect::<Vec<_>>().join(",")
+    };
+    let is = joined(&|(name, value)| format!("{name}={value}"));
+    let keeps = alter(clients, topic, &joined(&|(name, _)| format!("{name}=-1")));
+    Some(format!(
+        "the topic {topic} has {is}: rows are deleted in time, which may be meant; to keep them: {keeps}"
+    ))
+}
+
 /// Why a topic cannot be used, with the command that mends it.
 fn refusal(clients: &Clients, topic: &str, found: &Found) -> Option<String> {
     let (server, wanted) = (&clients.broker.brokers, clients.broker.partitions);
-    let alter = |setting: &str| {
-        format!(
-            "kafka-configs.sh --bootstrap-server {server} --alter --entity-type topics --entity-name {topic} --add-config {setting}"
-        )
-    };
+    let alter = |setting: &str| alter(clients, topic, setting);
     let policy = Policy::of(topic, &clients.broker.prefix);
     if found.cleanup != policy.word() {
         let why = match policy {
@@ -229,6 +264,7 @@ mod tests {
             partitions,
             cleanup: cleanup.to_owned(),
             message_bytes,
+            retention: Vec::new(),
         };
         let refused = |topic: &str, found: &Found| refusal(&clients, topic, found);
         let (enough, post, accounts) = (8 << 20, "skyfill.post", "skyfill.accounts");
@@ -244,6 +280,35 @@ mod tests {
         ] {
             let text = refused(topic, &found).unwrap();
             assert!(text.contains(mends) && text.contains("--bootstrap-server b:1"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_topic_that_deletes_rows_is_named_with_what_keeps_them() {
+        let clients = Clients { broker: Broker::new("b:1"), zstd: true };
+        let found = |retention: &[(&'static str, &str)]| Found {
+            partitions: 12,
+            cleanup: "delete".to_owned(),
+            message_bytes: 8 << 20,
+            retention: retention.iter().map(|(name, it)| (*name, (*it).to_owned())).collect(),
+        };
+        let warned = |topic: &str, retention: &[(&'static str, &str)]| {
+            warning(&clients, topic, &found(retention))
+        };
+        let (week, little) = (("retention.ms", "604800000"), ("retention.bytes", "1"));
+        assert_eq!(warned("skyfill.post", &[]), None);
+        assert_eq!(warned("skyfill.accounts", &[week]), None);
+        for (retention, is, keeps) in [
+            (vec![week], "has retention.ms=604800000:", "--add-config retention.ms=-1"),
+            (vec![little], "has retention.bytes=1:", "--add-config retention.bytes=-1"),
+            (
+                vec![week, little],
+                "has retention.ms=604800000,retention.bytes=1:",
+                "--entity-name skyfill.post --add-config retention.ms=-1,retention.bytes=-1",
+            ),
+        ] {
+            let text = warned("skyfill.post", &retention).unwrap();
+            assert!(text.contains(is) && text.ends_with(keeps), "{text}");
         }
     }
 }

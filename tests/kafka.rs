@@ -36,6 +36,7 @@ use support::faults::{Fault, Place, Target, Then};
 use support::job::{Job, PATIENCE, in_parallel, number_from};
 use support::judge::queue_records;
 use support::kafka::Kafka;
+use support::network::Standing;
 use support::pds::Manners;
 use support::proc::{Finished, Running, Signal};
 use support::world::{Records, Shape};
@@ -507,6 +508,64 @@ fn a_refreshed_account_sends_what_is_new_and_what_is_gone_under_its_next_edition
     assert_eq!(told[1]["rev"], job.network.world().rev(1, 3));
     let others = topics.accounts.values().filter(|it| it.len() == 1).count();
     assert_eq!(others, 2, "they have nothing new");
+}
+
+#[test]
+fn accounts_that_are_given_up_have_a_record_until_they_are_done_after_all() {
+    let Some(kafka) = Kafka::start(&[]) else { return };
+    let records = Records::Fixed(30);
+    let job = job(&Shape { seed: 143, accounts: 6, hosts: 2, records, odd: false });
+    let did = |index: usize| job.network.world().did(index).to_owned();
+    job.network.set_standing(1, Standing::Deactivated);
+    job.network.set_standing(2, Standing::TakenDown);
+    let malformed = "did:plc:NOT-A-DID";
+    let list = job.path("dids.txt");
+    let text = std::fs::read_to_string(&list).unwrap();
+    std::fs::write(&list, format!("{text}\n{malformed}\n")).unwrap();
+    let key = job.path("key");
+    std::fs::write(&key, [b'k'; 32]).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let mut hidden = Scene::new(&job, &kafka, "hidden", &[]);
+    hidden.flags.push(format!("--set=records.pseudonyms={}", key.display()));
+    for scene in [Scene::new(&job, &kafka, "given-up", &[]), hidden] {
+        scene.start().finish(PATIENCE).expect_code(3);
+        let topics = scene.topics();
+        let parked: Vec<&Value> =
+            topics.newest.values().filter(|it| it["state"] == "parked").collect();
+        let mut reasons: Vec<&str> =
+            parked.iter().map(|it| it["reason"].as_str().unwrap()).collect();
+        reasons.sort_unstable();
+        assert_eq!(reasons, ["did_invalid", "repo_deactivated", "repo_taken_down"], "{parked:?}");
+        assert_eq!((topics.newest.len(), topics.accounts.len()), (7, 4));
+        let is_hidden = scene.name == "hidden";
+        for (of, value) in &topics.newest {
+            assert_eq!(of.starts_with("did:pseudo:"), is_hidden, "{of}");
+            assert!(value["directory"].is_string() && value["position"]["segment"].is_u64());
+        }
+        if !is_hidden {
+            let of = &topics.newest[&did(1)];
+            assert_eq!((&of["reason"], &of["rev"]), (&"repo_deactivated".into(), &Value::Null));
+            assert!(topics.newest.contains_key(malformed));
+        }
+        // The same again: they are told again, and nobody is done twice.
+        scene.start().finish(PATIENCE).expect_code(3);
+        assert_eq!(scene.topics().newest, topics.newest);
+    }
+    // They come back, and are put back: what was given up is done, and stays so.
+    job.network.set_standing(1, Standing::Active);
+    job.network.set_standing(2, Standing::Active);
+    let scene = Scene::new(&job, &kafka, "given-up", &[]);
+    let data = scene.data.to_str().unwrap();
+    job.skyfill().run(&["retry", "--all", "--data-dir", data], PATIENCE).expect_code(0);
+    for _ in 0..2 {
+        scene.start().finish(PATIENCE).expect_code(3);
+        let topics = scene.topics();
+        for index in 0..6 {
+            assert_eq!(topics.newest[&did(index)]["state"], "done", "{index}");
+        }
+        assert_eq!(topics.newest[malformed]["state"], "parked");
+        assert_whole(&topics);
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ use crate::store::leaves::{DELETED_LABEL, LEAVES_LABEL};
 use crate::store::ledger::{Follower, Ledger};
 use crate::store::ledger_forget::Tombstones;
 use crate::store::ledger_rows::{Rows, RunCounts};
+use crate::store::parkings::Parkings;
 use crate::transform::pseudonym::Pseudonyms;
 
 /// After a failure the threads are waited for only so long; the data directory stays locked until they have ended.
@@ -80,6 +81,10 @@ impl Disk {
         if !places.is_empty() {
             rows.transaction(|rows| rows.settle(&followers.positions()))?;
         }
+        let hears = configured.iter().chain(sinks.iter()).any(|it| it.sink.hears_of_parked());
+        let (folder, names) = (dir.join("spool"), transformer.pseudonyms().cloned());
+        let parkings = hears.then(|| Parkings::of(&mut rows, &ledger_path, &folder, names));
+        let parkings = parkings.transpose()?;
         let (ledger, ledger_thread) = Ledger::start(rows, health.clone())?;
         let (rows_per_item, folder) = (settings.rows_per_item, dir.join("queue"));
         // There is a queue for deletions once something was refreshed, or is to be.
@@ -99,7 +104,8 @@ impl Disk {
             Applier::start_beside(beside, journal_too, queues, follower, health.clone())?;
         // Taken only now: what found the disk full before is tried again with them.
         configured.append(&mut sinks);
-        let mut threads = waiting.start(configured, &journal, &applier, health, clock)?;
+        let mut threads =
+            waiting.start(configured, &journal, &applier, health, clock, parkings.as_ref())?;
         threads.extend([applier_thread, ledger_thread]);
         let names = transformer.pseudonyms().cloned();
         Ok(Self { ledger, journal, applier, followers, names, threads, dir, recovered })

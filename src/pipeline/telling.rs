@@ -13,11 +13,13 @@ use rdkafka::message::OwnedHeaders;
 
 use crate::pipeline::Reach;
 use crate::pipeline::sharing::Trouble;
-use crate::sink::kafka::accounts::{self, GivenUp, Input, Origin};
+use crate::sink::Parked;
+use crate::sink::kafka::accounts::{self, Input, Origin};
 use crate::sink::kafka::dids::{self, Wanted};
 use crate::sink::kafka::holding::Holding;
 use crate::sink::kafka::holdings::Holdings;
 use crate::sink::kafka::lane::Outgoing;
+use crate::sink::kafka::parked::{self, Source};
 use crate::store::error::StoreError;
 use crate::store::ledger_inputs::{ParkedInput, StrayedInput};
 use crate::transform::pseudonym::Pseudonyms;
@@ -121,13 +123,16 @@ impl Teller {
         let partition = holding.partition;
         for it in &telling.parked {
             let shown = self.names.as_ref().map(|names| names.of(&it.did));
-            let shown_did = shown.as_deref().unwrap_or(&it.did);
-            let (reason, last_error) = (it.reason.as_str(), it.last_error.as_deref());
-            let given_up = GivenUp { shown_did, reason, last_error, attempts: it.attempts };
-            let input = Input { partition, offset: it.offset };
-            let value = accounts::parked(&given_up, &self.origin, input);
-            let message =
-                Outgoing { topic: &accounts_topic, partition: None, key: shown_did, value: &value };
+            let parked = Parked {
+                did: shown.unwrap_or_else(|| it.did.clone()),
+                reason: it.reason.clone(),
+                last_error: it.last_error.clone(),
+                attempts: it.attempts,
+                revision: None,
+            };
+            let source = Source::Worker(Input { partition, offset: it.offset });
+            let (key, value) = (&parked.did, parked::record(&parked, &self.origin, source));
+            let message = Outgoing { topic: &accounts_topic, partition: None, key, value: &value };
             holding.sending()?.send(message, &OwnedHeaders::new())?;
         }
         let mut moved = Vec::new();

@@ -115,6 +115,7 @@ mod items;
 pub mod kafka;
 #[doc(hidden)]
 pub mod leaves;
+pub(crate) mod parked;
 #[doc(hidden)]
 pub mod pending;
 #[doc(hidden)]
@@ -131,6 +132,7 @@ pub use crate::domain::account::Revision;
 pub use crate::store::error::StoreError;
 pub use crate::store::segment::SegmentReader;
 pub use items::SinkItem;
+pub use parked::Parked;
 
 /// Where a follower is: everything before this item of this segment is taken.
 #[derive(
@@ -204,6 +206,20 @@ pub trait Sink: Send {
     /// # Errors
     /// See above.
     fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError>;
+
+    /// Whether it wants to be told of accounts that were given up.
+    fn hears_of_parked(&self) -> bool {
+        false
+    }
+
+    /// Is told of accounts that were given up: of each at least once, and of all of them again at each start. By then it has
+    /// taken everything that was sealed before; one that is exported later comes with [`Sink::apply`], after this.
+    ///
+    /// # Errors
+    /// See above.
+    fn parked(&mut self, _accounts: &[Parked]) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Makes everything taken durable; gives each of its parts (files, partitions; one with any name if it has none) with its
     /// position. What lies before all of them may be removed from the journal. A sink may keep something back for a while, to

@@ -85,6 +85,12 @@ impl Decisions {
 }
 
 impl DecisionLog {
+    /// One that tells `decisions`.
+    #[must_use]
+    pub fn of(decisions: Decisions) -> Self {
+        Self { decisions: Some(decisions), ..Self::default() }
+    }
+
     /// The open transaction has decided the account of `row`.
     pub fn note(&mut self, row: i64) {
         if self.decisions.is_some() {
@@ -128,7 +134,7 @@ impl Rows {
             let decided: Vec<i64> = rows.iter().filter(|it| it.1).map(|it| it.0).collect();
             decisions.append(&decided)?;
         }
-        self.decisions = DecisionLog { decisions: Some(decisions), ..DecisionLog::default() };
+        self.decisions = DecisionLog::of(decisions);
         Ok(())
     }
 }

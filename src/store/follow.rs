@@ -26,6 +26,7 @@ use crate::store::error::StoreError;
 use crate::store::follow_names::check_names;
 use crate::store::health::Health;
 use crate::store::journal::Journal;
+use crate::store::parkings::{Parkings, Teller};
 use crate::store::segment::SegmentReader;
 
 pub use crate::store::follow_names::ledger_label;
@@ -96,7 +97,8 @@ impl Waiting {
         Ok(Self { followers: Followers { wakes, is_finishing, told }, places })
     }
 
-    /// Starts the threads of `sinks`, whose names were given in this order.
+    /// Starts the threads of `sinks`, whose names were given in this order; those that want to hear of parked accounts are told
+    /// of `parkings`.
     ///
     /// # Errors
     /// The system's, if a thread cannot be started.
@@ -107,6 +109,7 @@ impl Waiting {
         applier: &Applier,
         health: &Health,
         clock: &Clock,
+        parkings: Option<&Parkings>,
     ) -> Result<Vec<JoinHandle<()>>, StoreError> {
         let Self { followers, places } = self;
         let mut threads = Vec::new();
@@ -115,6 +118,7 @@ impl Waiting {
         for (index, (named, place)) in sinks.into_iter().zip(places).enumerate() {
             let (NamedSink { name, sink, .. }, (woken, start)) = (named, place);
             let lag_max = told.borrow()[index].lag_max;
+            let parkings = parkings.filter(|_| sink.hears_of_parked()).cloned();
             let thread = Thread {
                 index,
                 name,
@@ -131,6 +135,7 @@ impl Waiting {
                 unsettled: 0,
                 unsettled_bytes: 0,
                 lag_max,
+                teller: parkings.map(Parkings::teller),
                 ends_at: None,
                 is_over: false,
             };
@@ -160,6 +165,8 @@ struct Thread {
     unsettled_bytes: u64,
     /// Bytes of segments that it may hold.
     lag_max: u64,
+    /// Accounts that were given up, if the sink wants to hear of them.
+    teller: Option<Teller>,
     /// Everything stops: until when segments are still taken.
     ends_at: Option<Instant>,
     /// Nothing is to be asked of the sink any more.
@@ -193,6 +200,10 @@ impl Thread {
                 if is_much || self.unsettled >= SETTLE_SEGMENTS {
                     self.settle()?;
                 }
+            }
+            if let Some(mut teller) = self.teller.take() {
+                self.tell_parked(&mut teller)?;
+                self.teller = Some(teller);
             }
             if self.is_over {
                 return Ok(());
@@ -275,6 +286,23 @@ impl Thread {
         self.unsettled += 1;
         self.unsettled_bytes += bytes;
         Ok(true)
+    }
+
+    /// Tells of accounts that were given up, while the sink has everything that is sealed: an export that the ledger knows of,
+    /// which may be older than the parking, is then told before it, and a later one after it.
+    fn tell_parked(&mut self, teller: &mut Teller) -> Result<(), StoreError> {
+        while !self.is_over && self.has_time() {
+            let page = teller.page()?;
+            // Looked at after the ledger: what is sealed by now was before, or is later than what was read there.
+            if page.is_empty() || lock(&self.journal).newest() > self.taken.passed() {
+                return Ok(());
+            }
+            if self.patiently(|sink| sink.parked(&page))?.is_none() {
+                return Ok(());
+            }
+            teller.told();
+        }
+        Ok(())
     }
 
     /// Whether somebody waits for what it has, so that nothing is kept back: the end of a run, or work that it holds up.
@@ -378,10 +406,16 @@ fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::targets::Target;
     use crate::domain::account::Revision;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::seed::Chance;
+    use crate::sink::Parked;
     use crate::store::apply::{Export, LedgerFollower};
     use crate::store::followers::{Following, Lag};
     use crate::store::items::Item;
+    use crate::store::ledger_rows::Rows;
+    use crate::store::listing::Staged;
 
     const ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -419,6 +453,7 @@ mod tests {
         position: Position,
         refusals: u32,
         is_shut: bool,
+        is_absent: bool,
         settles_never: bool,
         /// Settled positions stay here until the sink is asked to finish.
         keeps_back: Option<Position>,
@@ -435,6 +470,9 @@ mod tests {
         fn begin(&mut self, start: &Start) -> Result<Position, StoreError> {
             let mut held = self.held.lock().unwrap();
             assert_eq!(start.directory, ID);
+            if held.is_absent {
+                return Err(StoreError::busy("not there yet"));
+            }
             if self.keeps_no_position || held.position == Position::default() {
                 held.position = start.known;
             }
@@ -468,6 +506,16 @@ mod tests {
             Ok(vec![(String::new(), held.keeps_back.unwrap_or(held.position))])
         }
 
+        fn hears_of_parked(&self) -> bool {
+            true
+        }
+
+        fn parked(&mut self, accounts: &[Parked]) -> Result<(), StoreError> {
+            let mut held = self.held.lock().unwrap();
+            held.rows.extend(accounts.iter().map(|it| format!("{} {}", it.did, it.reason)));
+            Ok(())
+        }
+
         fn finish(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
             Ok(vec![(String::new(), self.held.lock().unwrap().position)])
         }
@@ -478,6 +526,7 @@ mod tests {
         ledger: Ledger,
         sealed: u64,
         lag_max: u64,
+        parkings: Option<Parkings>,
     }
 
     struct Running {
@@ -491,7 +540,8 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            Self { folder, ledger: Ledger::default(), sealed: 0, lag_max: u64::MAX }
+            let ledger = Ledger::default();
+            Self { folder, ledger, sealed: 0, lag_max: u64::MAX, parkings: None }
         }
 
         fn start(&self, name: &str, sink: &Memory) -> Result<Running, StoreError> {
@@ -513,8 +563,14 @@ mod tests {
             )?;
             let (name, sink) = (name.to_owned(), Box::new(sink.clone()));
             let sinks = vec![NamedSink { name, sink, lag_max: None }];
-            let mut threads =
-                waiting.start(sinks, &journal, &applier, &health, &Clock::system())?;
+            let mut threads = waiting.start(
+                sinks,
+                &journal,
+                &applier,
+                &health,
+                &Clock::system(),
+                self.parkings.as_ref(),
+            )?;
             threads.push(thread);
             Ok(Running { journal, applier, followers, health, threads })
         }
@@ -714,6 +770,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_sealed_is_taken_before_accounts_are_told_of_that_were_given_up() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        let (folder, path) = (bench.folder.path(), bench.folder.path().join("state.db"));
+        let (clock, chance) = (Clock::system(), Chance::seeded(1));
+        let mut rows = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap().0;
+        let malformed = Target::Malformed { cleaned: "did:plc:BAD".into(), detail: "x:1".into() };
+        let list = std::iter::once(Ok::<_, StoreError>(malformed));
+        let staged = Staged::read(folder, list, &|_| {}).unwrap().unwrap();
+        staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
+        bench.parkings = Some(Parkings::of(&mut rows, &path, folder, None).unwrap());
+        sink.held.lock().unwrap().is_absent = true;
+        let running = bench.start("memory", &sink).unwrap();
+        // Sealed, and the applier cannot bring it to the ledger: the sink is not given it yet.
+        let (ledger, (stop, stopped)) = (Arc::clone(&bench.ledger.0), sync_channel::<()>(0));
+        let stopping = std::thread::spawn(move || {
+            let _held = ledger.lock().unwrap();
+            stopped.recv().unwrap();
+            stopped.recv().unwrap();
+        });
+        stop.send(()).unwrap();
+        let mut expected = bench.seal(&running, 1);
+        sink.held.lock().unwrap().is_absent = false;
+        tokio::time::sleep(RETRY + 2 * QUIET).await;
+        assert!(sink.held.lock().unwrap().rows.is_empty());
+        stop.send(()).unwrap();
+        stopping.join().unwrap();
+        let begun = Clock::system().now();
+        expected.push("did:plc:BAD did_invalid".to_owned());
+        while sink.held.lock().unwrap().rows.len() < expected.len() {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // At each start again, and also when everything stops at once.
+        running.stop().await;
+        assert_eq!(sink.held.lock().unwrap().rows, expected);
+        let running = bench.start("memory", &sink).unwrap();
+        running.stop().await;
+        expected.push("did:plc:BAD did_invalid".to_owned());
+        assert_eq!(sink.held.lock().unwrap().rows, expected);
+    }
+
+    #[tokio::test]
     async fn what_a_sink_keeps_back_is_asked_for_when_the_work_waits_for_it() {
         let sink = Memory::default();
         sink.held.lock().unwrap().keeps_back = Some(Position::default());
@@ -722,7 +820,7 @@ mod tests {
         running.applier.applied(3).await;
         assert!(following.is_too_far());
         following.wait_for_room(&running.health).await;
-        assert_eq!(following.lags()[0].1, Lag::default());
+        assert!(following.lags()[0].1.segments < 3, "all three are kept back otherwise");
         running.stop().await;
     }
 
@@ -741,6 +839,7 @@ mod tests {
         running.health.end_waiting();
         waiting.await.unwrap();
         assert!(!running.followers.hold_up());
+        sink.held.lock().unwrap().refusals = 0;
         running.stop().await;
     }
 }

@@ -13,6 +13,7 @@ use crate::domain::ledger::Account;
 use crate::domain::verdict::Reason;
 use crate::store::error::StoreError;
 use crate::store::ledger_rows::{PARKED, QUEUED, Rows};
+use crate::store::parkings::EVERYBODY;
 use crate::store::sorted_list::Entry;
 
 impl Rows {
@@ -100,6 +101,9 @@ impl Rows {
         let changes = self.select(&select, [after, up_to], read)?;
         if changes.is_empty() {
             return Ok(());
+        }
+        if changes.iter().any(|(state, _, was_listed, _)| *state == PARKED && !was_listed) {
+            self.parkings.note(EVERYBODY);
         }
         self.sum_swapped(is_other, [after, up_to])?;
         for (state, reason, was_listed, count) in changes {

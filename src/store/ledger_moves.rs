@@ -56,6 +56,9 @@ impl Rows {
             if listed && after.state.is_decided() {
                 self.decisions.note(id.0);
             }
+            if listed && matches!(after.state, State::Parked(_)) {
+                self.parkings.note(id.0);
+            }
         }
         let host_name = account.identity.map(|identity| identity.host);
         Ok(Applied { id, listed, effect, before, after, host_name })

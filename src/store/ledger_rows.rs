@@ -58,6 +58,8 @@ pub struct Rows {
     pub(super) tally: Tally,
     /// For who follows the run.
     pub(super) decisions: DecisionLog,
+    /// For followers that want to know of accounts that are given up.
+    pub(super) parkings: DecisionLog,
     /// A settle waits for a synced commit.
     wants_sync: bool,
     /// What was deleted is not to stay in the WAL.
@@ -154,6 +156,7 @@ impl Rows {
             run: [RunCounts::default(); 2],
             tally: Tally::default(),
             decisions: DecisionLog::default(),
+            parkings: DecisionLog::default(),
             wants_sync: false,
             wants_cut: false,
             turns: HashMap::new(),
@@ -240,6 +243,7 @@ impl Rows {
         self.run[0] = self.run[1];
         self.tally.committed(self.clock.wall_ms());
         self.decisions.committed();
+        self.parkings.committed();
         // What the group wrote survives the process from here on, and a power cut from the next settle on.
         crash_point!(LedgerCommitted);
         Ok(())
@@ -252,6 +256,7 @@ impl Rows {
         self.run[1] = self.run[0];
         self.tally.undone();
         self.decisions.undone();
+        self.parkings.undone();
         if self.connection.is_autocommit() {
             Ok(())
         } else {

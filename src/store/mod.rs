@@ -42,6 +42,7 @@ pub mod ledger_standing;
 pub mod ledger_sums;
 pub mod ledger_work;
 pub mod listing;
+pub mod parkings;
 pub mod segment;
 pub mod sorted_list;
 mod spares;

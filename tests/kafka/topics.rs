@@ -19,8 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Topics {
     /// Values by type, sorted.
     pub rows: BTreeMap<String, Vec<String>>,
-    /// Records of accounts in the order in which they came, by DID.
+    /// Records of accounts in the order in which they came, by DID, but those of accounts that were given up.
     pub accounts: BTreeMap<String, Vec<Value>>,
+    /// The newest record of each, whatever it is.
+    pub newest: BTreeMap<String, Value>,
 }
 
 impl Topics {
@@ -70,7 +72,12 @@ impl Topics {
                 "{key} is in two partitions"
             );
             if label == "accounts" {
-                read.accounts.entry(key).or_default().push(value.parse().unwrap());
+                let value: Value = value.parse().unwrap();
+                assert_eq!(value["did"], *key);
+                if value["state"] != "parked" {
+                    read.accounts.entry(key.clone()).or_default().push(value.clone());
+                }
+                read.newest.insert(key, value);
             } else {
                 read.rows.entry(label).or_default().push(value);
             }

@@ -4,11 +4,11 @@
 //!  key    the DID, as in the rows (its pseudonym, where the rows have one)
 //!  value  {"did", "state", "rev", "edition", "records": {"post": n}, "rejected": n, "rows": {"post": n, "rejected": n},
 //!          "directory", "sink", "position": {"segment", "item"}}      of a worker "input": {"partition", "offset"}, too
-//!         {"did", "state": "parked", "reason", "last_error", "attempts", "directory", "sink", "input"}      of a worker only
 //! ```
 //! `records` and `rejected` count the account at this revision; `rows` what was sent of this edition, which is less after a
 //! refresh, and has `deleted` then. `state` is `done`, in the transaction of its last rows, or `partial`: an account that is
-//! larger than a transaction, with more to come. Who wants whole accounts only waits for `done`.
+//! larger than a transaction, with more to come. Who wants whole accounts only waits for `done`. One that was given up is
+//! `parked` (`kafka::parked`) until it is done after all.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -72,32 +72,6 @@ struct Account<'r> {
     input: Option<Input>,
 }
 
-/// A record of an account that was given up.
-#[derive(Serialize)]
-struct Parked<'r> {
-    did: &'r str,
-    state: AccountState,
-    reason: &'r str,
-    last_error: Option<&'r str>,
-    attempts: u32,
-    directory: &'r str,
-    sink: &'r str,
-    input: Input,
-}
-
-/// Why an account was given up.
-#[derive(Clone, Copy, Debug)]
-pub struct GivenUp<'r> {
-    /// What the rows call it.
-    pub shown_did: &'r str,
-    /// Word of the closed set of reasons.
-    pub reason: &'r str,
-    /// Word of the closed set of last errors.
-    pub last_error: Option<&'r str>,
-    /// Attempts that were charged.
-    pub attempts: u32,
-}
-
 /// What is read of somebody's record.
 #[derive(Deserialize)]
 struct Read {
@@ -157,17 +131,6 @@ pub fn record(
     };
     // Plain strings and numbers always serialise.
     serde_json::to_string(&account).unwrap_or_default()
-}
-
-/// The record of an account that was given up.
-#[must_use]
-pub fn parked(given_up: &GivenUp<'_>, origin: &Origin, input: Input) -> String {
-    let GivenUp { shown_did, reason, last_error, attempts } = *given_up;
-    let (state, directory, sink) = (AccountState::Parked, &*origin.directory, &*origin.sink);
-    let parked =
-        Parked { did: shown_did, state, reason, last_error, attempts, directory, sink, input };
-    // Plain strings and numbers always serialise.
-    serde_json::to_string(&parked).unwrap_or_default()
 }
 
 /// Offsets by partition; a partition that is missing begins at its beginning.
@@ -289,16 +252,7 @@ mod tests {
         let text = record(&revision, AccountState::Done, &rows, &origin, (position, Some(input)));
         assert!(text.ends_with(r#""item":2},"input":{"partition":3,"offset":8}}"#), "{text}");
         assert_eq!(seen(text.as_bytes()), Some(Seen::Done));
-        let given_up = GivenUp {
-            shown_did: "did:plc:gone",
-            reason: "repo_not_found",
-            last_error: None,
-            attempts: 2,
-        };
-        let text = parked(&given_up, &origin, input);
-        let expected = r#"{"did":"did:plc:gone","state":"parked","reason":"repo_not_found","last_error":null,"attempts":2,"directory":"d","sink":"s","input":{"partition":3,"offset":8}}"#;
-        assert_eq!(text, expected);
-        assert_eq!(seen(text.as_bytes()), Some(Seen::Open), "it may be asked for again");
+        assert_eq!(seen(br#"{"state":"parked"}"#), Some(Seen::Open), "it may be asked for again");
         assert_eq!(seen(b"null"), None);
     }
 }

@@ -22,6 +22,7 @@ pub mod holdings;
 mod inputs;
 pub mod known;
 pub mod lane;
+pub mod parked;
 pub mod position;
 pub mod topics;
 pub mod worker;
@@ -34,7 +35,7 @@ use crate::clock::Clock;
 use crate::config::broker::Broker;
 use crate::crash_point;
 use crate::domain::account::Revision;
-use crate::sink::{Position, SegmentReader, Sink, SinkItem, Start, StoreError};
+use crate::sink::{Parked, Position, SegmentReader, Sink, SinkItem, Start, StoreError};
 
 use accounts::{AccountState, Origin, Rows};
 use client::Clients;
@@ -102,6 +103,27 @@ impl KafkaSink {
         Ok(position)
     }
 
+    /// The position that its cluster has, and an open lane.
+    fn ready(&mut self) -> Result<Position, StoreError> {
+        let Some(position) = self.opened().map_err(|error| self.named(error))? else {
+            let text = format!(
+                "sink {}: the cluster has lost its position: topics or group were removed under it",
+                self.name
+            );
+            return Err(StoreError::Config(text));
+        };
+        self.state()?.committed = position;
+        Ok(position)
+    }
+
+    /// What is under way is given up; the name of the sink in why.
+    fn given_up(&mut self, error: StoreError) -> StoreError {
+        if let Some(state) = self.state.as_mut() {
+            state.lane.abandon();
+        }
+        self.named(error)
+    }
+
     /// Makes sure that the topic of `label` can take its rows; gives its name.
     fn topic(&mut self, label: &str) -> Result<String, StoreError> {
         let topic = topics::of_label(&self.clients.broker.prefix, label);
@@ -113,14 +135,8 @@ impl KafkaSink {
         Ok(topic)
     }
 
-    /// The name of the sink in what the follower does not name.
     fn named(&self, error: StoreError) -> StoreError {
-        let name = &self.name;
-        match error {
-            StoreError::Config(text) => StoreError::Config(format!("sink {name}: {text}")),
-            StoreError::Permission(text) => StoreError::Permission(format!("sink {name}: {text}")),
-            error => error,
-        }
+        named(&self.name, error)
     }
 
     /// Sends what is not committed of `segment`, and commits it.
@@ -277,6 +293,15 @@ struct Transaction {
     behind: Position,
 }
 
+/// The name of the sink in what the follower does not name.
+fn named(sink: &str, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Config(text) => StoreError::Config(format!("sink {sink}: {text}")),
+        StoreError::Permission(text) => StoreError::Permission(format!("sink {sink}: {text}")),
+        error => error,
+    }
+}
+
 fn headers(revision: &Revision) -> OwnedHeaders {
     let edition = revision.edition.to_string();
     OwnedHeaders::new_with_capacity(2)
@@ -290,24 +315,22 @@ impl Sink for KafkaSink {
     }
 
     fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
-        let Some(position) = self.opened().map_err(|error| self.named(error))? else {
-            let text = format!(
-                "sink {}: the cluster has lost its position: topics or group were removed under it",
-                self.name
-            );
-            return Err(StoreError::Config(text));
-        };
-        self.state()?.committed = position;
+        let position = self.ready()?;
         if position >= segment.end() {
             return Ok(());
         }
         let taken = self.take(segment);
-        taken.map_err(|error| {
-            if let Some(state) = self.state.as_mut() {
-                state.lane.abandon();
-            }
-            self.named(error)
-        })
+        taken.map_err(|error| self.given_up(error))
+    }
+
+    fn hears_of_parked(&self) -> bool {
+        true
+    }
+
+    fn parked(&mut self, accounts: &[Parked]) -> Result<(), StoreError> {
+        let position = self.ready()?;
+        let told = self.tell_parked(accounts, position);
+        told.map_err(|error| self.given_up(error))
     }
 
     fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {

@@ -16,7 +16,7 @@ use crate::sink::kafka::accounts::{self, AccountState, Input, Origin, Rows};
 use crate::sink::kafka::holding::Holding;
 use crate::sink::kafka::holdings::{Holdings, lock};
 use crate::sink::kafka::lane::Outgoing;
-use crate::sink::kafka::{headers, names, topics};
+use crate::sink::kafka::{headers, named, names, topics};
 use crate::sink::{Position, SegmentReader, Sink, SinkItem, Start, StoreError};
 
 /// One account of a segment, and the messages that asked for it in one partition.
@@ -129,16 +129,6 @@ impl WorkerSink {
         }
         Ok(topic)
     }
-
-    /// The name of the sink in what the follower does not name.
-    fn named(&self, error: StoreError) -> StoreError {
-        let name = &self.name;
-        match error {
-            StoreError::Config(text) => StoreError::Config(format!("sink {name}: {text}")),
-            StoreError::Permission(text) => StoreError::Permission(format!("sink {name}: {text}")),
-            error => error,
-        }
-    }
 }
 
 /// Messages and accounts that are at their end.
@@ -153,7 +143,7 @@ impl Sink for WorkerSink {
         self.origin.directory.clone_from(&start.directory);
         let clients = self.holdings.clients();
         let topics = names(&clients.broker.prefix, &start.labels);
-        topics::ensure(clients, &topics, true).map_err(|error| self.named(error))?;
+        topics::ensure(clients, &topics, true).map_err(|error| named(&self.name, error))?;
         self.looked_at.extend(topics);
         self.taken = start.known;
         Ok(start.known)
@@ -165,7 +155,7 @@ impl Sink for WorkerSink {
             return Err(StoreError::busy(format!("the group {group} has not answered yet")));
         }
         for (partition, accounts) in self.asked(segment) {
-            self.take(partition, &accounts).map_err(|error| self.named(error))?;
+            self.take(partition, &accounts).map_err(|error| named(&self.name, error))?;
         }
         self.taken = segment.end();
         Ok(())

@@ -351,7 +351,21 @@ fn a_sink_that_is_gone_from_the_configuration_is_missed_until_it_is_let_go() {
     let_go("lines", &[]).expect_code(0);
     assert!(job.run(&scene.data).expect_code(78).stderr.contains("sink plain"));
     let_go("plain", &[]).expect_code(0);
-    job.run(&scene.data).expect_code(0);
+    // What comes meanwhile passes it by: at its old place it is refused with the way out, which is taken.
+    let again = ["--types", "post", "--refilter"].map(str::to_owned);
+    let arguments = [job.arguments(&scene.data), again.to_vec()].concat();
+    job.skyfill().run(&arguments, PATIENCE).expect_code(0);
+    let types = again[..2].to_vec();
+    let with = |place: &Path| {
+        let sink = json_lines("lines", place, &[]);
+        job.skyfill().run(&[job.arguments(&scene.data), types.clone(), sink].concat(), PATIENCE)
+    };
+    let refused = with(&scene.places[0]).expect_code(78).stderr;
+    assert!(refused.contains("sink lines is at segment"), "{refused}");
+    assert!(refused.contains("if it was let go, give it a place where it is not yet"), "{refused}");
+    let elsewhere = job.path("elsewhere");
+    with(&elsewhere).expect_code(0);
+    assert_eq!(held(&elsewhere).total(), 0, "it begins with what comes from now on");
 }
 
 #[test]

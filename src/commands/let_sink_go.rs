@@ -49,6 +49,9 @@ pub fn run(settings: &Settings, name: &str, out: &mut dyn Write) -> Result<(), C
         let text = format!("no sink {name} follows {}", settings.data_dir.display());
         return Err(CommandError::Usage(text));
     }
-    let told = writeln!(out, "the sink {name} is let go: the next run does not wait for it");
+    let told = writeln!(
+        out,
+        "the sink {name} is let go: the next run does not wait for it; added again, it begins anew at another place"
+    );
     told.map_err(|error| StoreError::io(Path::new("stdout"), error).into())
 }

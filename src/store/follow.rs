@@ -261,7 +261,8 @@ impl Thread {
         }
         Err(StoreError::Config(format!(
             "the sink {} is at segment {passed}, and what follows is gone up to {forgotten}: rows are missing in it. Restore a \
-             newer copy of it, or export the accounts again",
+             newer copy of it; or, if it was let go, give it a place where it is not yet (path, url or topics): it begins there \
+             with what comes from now on",
             self.name
         )))
     }
@@ -761,7 +762,7 @@ mod tests {
         let mut told = running.followers.told.as_ref().unwrap().subscribe();
         told.wait_for(|all| all.iter().all(|it| it.holds_up && it.waits.is_some())).await.unwrap();
         sink.held.lock().unwrap().refusals = 0;
-        waiting.await.unwrap();
+        tokio::time::timeout(LAST_TAKE, waiting).await.expect("it goes on").unwrap();
         assert!(!following.is_too_far() && !following.followers().hold_up());
         running.all_is_passed().await;
         assert_eq!(lags().collect::<Vec<_>>(), [(false, 0)]);
@@ -819,7 +820,8 @@ mod tests {
         bench.seal(&running, 3);
         running.applier.applied(3).await;
         assert!(following.is_too_far());
-        following.wait_for_room(&running.health).await;
+        let waiting = following.wait_for_room(&running.health);
+        tokio::time::timeout(LAST_TAKE, waiting).await.expect("it settles what it kept back");
         assert!(following.lags()[0].1.segments < 3, "all three are kept back otherwise");
         running.stop().await;
     }
@@ -837,7 +839,7 @@ mod tests {
         let mut told = running.followers.told.as_ref().unwrap().subscribe();
         told.wait_for(|all| all.iter().all(|it| it.holds_up)).await.unwrap();
         running.health.end_waiting();
-        waiting.await.unwrap();
+        tokio::time::timeout(LAST_TAKE, waiting).await.expect("it goes on").unwrap();
         assert!(!running.followers.hold_up());
         sink.held.lock().unwrap().refusals = 0;
         running.stop().await;

@@ -1,10 +1,11 @@
 //! Named crash points at durability boundaries.
 //!
 //! `crash_point!(Name)` stands where a crash leaves the disk in a state of its own; the comment at the place says what
-//! recovery must do. In debug builds `SKYFILL_CRASH_AT=Name:N` aborts the process at the Nth passage (from 1), and
-//! `SKYFILL_HANG_AT=Name:N` makes the thread that passes there stand still for ever; release builds contain none of it.
+//! recovery must do. In debug builds `SKYFILL_CRASH_AT=Name:N` aborts the process at the Nth passage (from 1),
+//! `SKYFILL_HANG_AT=Name:N` makes the thread that passes there stand still for ever, and `SKYFILL_PANIC_AT=Name:N` makes it
+//! panic, as a bug would; release builds contain none of it.
 
-/// Passes the named point; aborts the process or hangs there if the environment asks for it (debug builds only).
+/// Passes the named point; aborts the process, hangs or panics there if the environment asks for it (debug builds only).
 #[macro_export]
 #[doc(hidden)]
 macro_rules! crash_point {
@@ -14,11 +15,15 @@ macro_rules! crash_point {
     };
 }
 
-/// Counts a passage of `name`; aborts or hangs if it is the one asked for.
+/// Counts a passage of `name`; aborts, hangs or panics if it is the one asked for.
+///
+/// # Panics
+/// If `SKYFILL_PANIC_AT` asks for it.
 #[cfg(debug_assertions)]
 pub fn pass(name: &'static str) {
     static CRASH: Trap = Trap::new("SKYFILL_CRASH_AT");
     static HANG: Trap = Trap::new("SKYFILL_HANG_AT");
+    static PANIC: Trap = Trap::new("SKYFILL_PANIC_AT");
     if CRASH.is_sprung_by(name) {
         std::process::abort();
     }
@@ -28,6 +33,7 @@ pub fn pass(name: &'static str) {
             std::thread::park();
         }
     }
+    assert!(!PANIC.is_sprung_by(name), "a bug at {name}, as SKYFILL_PANIC_AT asks");
 }
 
 /// A point and a passage of it that the environment asks for.

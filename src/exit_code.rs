@@ -84,6 +84,7 @@ impl From<&StoreError> for ExitCode {
             StoreError::Held { .. } => Self::Held,
             StoreError::Permission(_) => Self::Permission,
             StoreError::Config(_) => Self::Config,
+            StoreError::Crashed { .. } => Self::Failed,
             StoreError::Full { .. }
             | StoreError::Descriptors { .. }
             | StoreError::Io { .. }

@@ -27,6 +27,8 @@ use skyfill::exit_code::ExitCode;
 use skyfill::net::territory::Territory;
 use skyfill::pipeline::Surrounding;
 use skyfill::stages::messages::{Fate, Point, Probe};
+use support::faults::{Fault, Place as FaultPlace, Target, Then};
+use support::job::{Job, in_parallel};
 use support::judge::judge;
 use support::network::Network;
 use support::oracle::Options;
@@ -429,6 +431,56 @@ fn measure_the_storm() {
         1 + RESTARTS_PER_MINUTE_MAX,
         lasted.as_secs_f64(),
         share * 100.0
+    );
+}
+
+/// Threads that nobody restarts, what each passes, and at which passage it panics there. The ledger's are not the first:
+/// the start commits and syncs, too, before there is a thread.
+const THREADS: [(&str, &str, &[u64]); 8] = [
+    ("ledger", "LedgerCommitted", &[12, 16, 24]),
+    ("ledger", "PositionsWrittenBeforeSync", &[2, 3, 4]),
+    ("ledger", "LeasesEndedBeforeClose", &[1]),
+    ("applier", "QueueCommitted", &[1, 2, 6]),
+    ("applier", "SinkAppliedBeforeLedger", &[1, 2, 6]),
+    ("applier", "SegmentAppliedBeforeSettle", &[1, 2, 3]),
+    ("applier", "SettledBeforeForget", &[1, 2, 3]),
+    ("applier", "SegmentForgotten", &[1, 2, 3]),
+];
+
+#[test]
+fn a_panic_of_the_ledger_or_the_applier_ends_the_process_by_its_name_and_loses_nothing() {
+    if cfg!(not(debug_assertions)) {
+        println!("release builds have no crash points");
+        return;
+    }
+    // One account after the other, far enough apart for a settle, so that every point is passed several times.
+    let shape = Shape { seed: 29, accounts: 5, hosts: 1, records: Records::Fixed(40), odd: false };
+    let job = Job::new(env!("CARGO_BIN_EXE_skyfill"), &shape, &["--batch-size", "1"]);
+    let slow = Fault::SlowHeaders(Duration::from_millis(900));
+    job.network.faults().script(FaultPlace::Repo, Target::Any, [slow], Then::Repeat);
+    let cases: Vec<(&str, String)> = THREADS
+        .iter()
+        .flat_map(|(thread, point, passages)| {
+            passages.iter().map(move |passage| (*thread, format!("{point}:{passage}")))
+        })
+        .collect();
+    in_parallel(&cases, 8, |(thread, at)| {
+        let data = job.path(&at.replace(':', "-"));
+        let panicking = job.skyfill().env("SKYFILL_PANIC_AT", at).env("RUST_BACKTRACE", "0");
+        let ended = panicking.run(&job.arguments(&data), Duration::from_secs(60));
+        let at = format!("SKYFILL_PANIC_AT={at}");
+        assert_eq!(ended.code, Some(1), "{at}: {ended:#?}");
+        // Its own words, and where it was.
+        let name = format!("the {thread} thread crashed");
+        assert!(ended.stderr.contains(&name), "{at}: {ended:#?}");
+        assert!(ended.stderr.contains("as SKYFILL_PANIC_AT asks"), "{at}: {ended:#?}");
+        job.run(&data).expect_code(0);
+        let verdict = job.verdict(&data);
+        assert!(verdict.is_clean(), "{at}: {verdict:#?}");
+    });
+    println!(
+        "panics of the ledger's and the applier's thread: {} fired, exit code 1 by name, 0 lost, 0 doubled",
+        cases.len()
     );
 }
 

@@ -101,6 +101,7 @@ impl Error {
             StoreError::Sink { name, source } | StoreError::Busy { name, source } => {
                 Self::Sink { name: name.clone(), text: source.to_string() }
             }
+            StoreError::Crashed { .. } => Self::Crashed(error.to_string()),
             StoreError::Full { .. }
             | StoreError::Descriptors { .. }
             | StoreError::Io { .. }

@@ -6,10 +6,11 @@
 //! ```
 //! A follower's position moves in the same transaction as what it took, so a crash anywhere leaves each follower at a place
 //! from which it goes on. On start the ledger is brought up to date first, so that nothing done is fetched again; queues
-//! follow in the background. A full disk is waited out; any other failure ends the process. Sinks that may be slow or away
+//! follow in the background. A full disk is waited out; any other failure, a panic too, ends the process. Sinks that may be slow or away
 //! follow on threads of their own (`store::follow`): a segment is removed once they have settled it, too.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,6 +36,9 @@ const SETTLE_QUIET_MILLISECONDS: u64 = 500;
 
 /// Who waits, in the log, when the disk is full.
 const WRITER: &str = "queues";
+
+/// Its name, for the system and for whoever reads that it crashed.
+const THREAD: &str = "applier";
 
 /// DID and edition of an account's export.
 pub type Export = (String, u32);
@@ -146,7 +150,7 @@ impl Applier {
             applied,
             settled,
         };
-        let named = std::thread::Builder::new().name("applier".to_owned());
+        let named = std::thread::Builder::new().name(THREAD.to_owned());
         let path = std::path::Path::new("applier thread");
         let joined =
             named.spawn(move || thread.run(&woken)).map_err(|error| StoreError::io(path, error))?;
@@ -225,7 +229,10 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, woken: &Receiver<Command>) {
-        if let Err(error) = self.follow(woken) {
+        let followed = std::panic::catch_unwind(AssertUnwindSafe(|| self.follow(woken)));
+        // Nothing is written after a panic, and the segments are still there.
+        let crashed = |_| Err(StoreError::Crashed { thread: THREAD });
+        if let Err(error) = followed.unwrap_or_else(crashed) {
             self.health.fail(error);
         }
         self.progress.send_modify(|progress| progress.ended = true);

@@ -74,6 +74,14 @@ pub enum StoreError {
         /// What it said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A thread that writes the data directory panicked: exit code 1. What it had not committed, the next start finds.
+    #[error(
+        "the {thread} thread crashed, which is a bug in skyfill: its log line says where; nothing is lost, start it again"
+    )]
+    Crashed {
+        /// Which thread.
+        thread: &'static str,
+    },
     /// Such a sink takes nothing for now: it is asked again, and the others go on meanwhile.
     #[error("sink {name} takes nothing at the moment: {source}")]
     Busy {

@@ -4,8 +4,9 @@
 //!  async callers, applier --Job--> thread: BEGIN, jobs until none wait (at most GROUP_JOBS_MAX), COMMIT, then the replies
 //! ```
 //! A reply is given after its commit, so a lease is on disk before the work goes out. A full disk rolls the group back, says
-//! so, and runs the same jobs again a second later; any other error ends the thread, and the process with it.
+//! so, and runs the same jobs again a second later; any other error, or a panic, ends the thread, and the process with it.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,7 +26,7 @@ const JOBS_WAITING_MAX: usize = 1_024;
 /// Jobs in one commit, so that a reply never waits for long.
 const GROUP_JOBS_MAX: usize = 512;
 
-/// Who waits, in the log, when the disk is full.
+/// Its name, for the system, and in the log for who waits when the disk is full.
 const WRITER: &str = "ledger";
 
 /// Work on the rows. It may run more than once: a full disk undoes what it did.
@@ -60,9 +61,9 @@ impl Ledger {
         health: Health,
     ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
         let (jobs, queue) = mpsc::channel(JOBS_WAITING_MAX);
-        let named = std::thread::Builder::new().name("ledger".to_owned());
+        let named = std::thread::Builder::new().name(WRITER.to_owned());
         let own = health.clone();
-        let joined = named.spawn(move || write(rows, queue, &own));
+        let joined = named.spawn(move || run(rows, queue, &own));
         let joined = joined.map_err(|error| StoreError::io(Path::new("ledger thread"), error))?;
         Ok((Self { jobs, health }, joined))
     }
@@ -116,10 +117,25 @@ fn job<T: Send + 'static>(
     (job, receiver)
 }
 
-fn write(mut rows: Rows, mut orders: mpsc::Receiver<Order>, health: &Health) {
+fn run(mut rows: Rows, mut orders: mpsc::Receiver<Order>, health: &Health) {
+    // Kept until the end is told: who waits for a reply then knows why there is none.
+    let mut group = Vec::new();
+    let write = AssertUnwindSafe(|| write(&mut rows, &mut orders, &mut group, health));
+    // Nothing is written after a panic: what was open is undone when the rows are dropped.
+    if std::panic::catch_unwind(write).is_err() {
+        health.fail(StoreError::Crashed { thread: WRITER });
+    }
+}
+
+fn write(
+    rows: &mut Rows,
+    orders: &mut mpsc::Receiver<Order>,
+    group: &mut Vec<Job>,
+    health: &Health,
+) {
     let mut is_open = true;
     while is_open && let Some(Order::Run(first)) = orders.blocking_recv() {
-        let mut group = vec![first];
+        group.push(first);
         while group.len() < GROUP_JOBS_MAX
             && let Ok(next) = orders.try_recv()
         {
@@ -132,7 +148,7 @@ fn write(mut rows: Rows, mut orders: mpsc::Receiver<Order>, health: &Health) {
             }
         }
         let committed = health.wait_out(WRITER, || {
-            let committed = commit(&mut rows, &mut group);
+            let committed = commit(rows, group);
             if committed.as_ref().is_err_and(StoreError::is_full) {
                 // Its own WAL may hold the space that it waits for.
                 let _still_full = rows.shrink();
@@ -146,6 +162,7 @@ fn write(mut rows: Rows, mut orders: mpsc::Receiver<Order>, health: &Health) {
             Ok(replies) => replies.into_iter().for_each(|reply| reply()),
             Err(error) => return health.fail(error),
         }
+        group.clear();
     }
     if let Err(error) = rows.close() {
         tracing::warn!(%error, "the ledger's wal could not be truncated");
@@ -211,5 +228,39 @@ impl LedgerFollower for Follower {
     fn settle(&mut self, positions: Vec<(String, Position)>) -> Result<(), StoreError> {
         let settled = self.ledger.run_blocking(move |rows| rows.settle(&positions));
         settled.map_err(|_| self.gone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::seed::Chance;
+
+    #[test]
+    fn a_job_that_panics_ends_the_writer_and_whoever_waits_knows_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || {
+            let (path, policy) = (folder.path().join("state.db"), LedgerPolicy::default());
+            Rows::open(&path, policy, Clock::system(), Chance::seeded(1)).unwrap().0
+        };
+        let (ledger, thread) = Ledger::start(open(), Health::default()).unwrap();
+        assert_eq!(ledger.run_blocking(|rows| rows.segment()), Ok(0));
+        let gone = ledger.run_blocking(|rows| {
+            rows.apply_segment(1, &[])?;
+            assert_ne!(rows.segment()?, 1, "a bug");
+            Ok(())
+        });
+        assert_eq!(gone, Err(LedgerGone));
+        // Known by the time that the reply is given up.
+        let failure = ledger.health.failure();
+        assert!(
+            matches!(failure.as_deref(), Some(StoreError::Crashed { thread: "ledger" })),
+            "{failure:?}"
+        );
+        thread.join().unwrap();
+        assert_eq!(ledger.run_blocking(|rows| rows.segment()), Err(LedgerGone));
+        assert_eq!(open().segment().unwrap(), 0, "what its group wrote is undone");
     }
 }

@@ -104,3 +104,48 @@ impl Revision {
         self.leaves == self.exported_total() + skipped + rejected
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+        counts.into_iter().map(|(label, count)| (label.to_owned(), count)).collect()
+    }
+
+    #[test]
+    fn the_counts_of_a_revision_are_held_against_its_leaves() {
+        let mut revision = Revision {
+            leaves: 21,
+            exported: counts([("post", 10), ("like", 5)]),
+            skipped: counts([("type", 3), ("outside_window", 1)]),
+            rejected: counts([("schema", 2)]),
+            ..Revision::default()
+        };
+        assert!(revision.reconciles());
+        assert_eq!((revision.exported_total(), revision.queued_total()), (15, 15));
+        revision.leaves += 1;
+        assert!(!revision.reconciles());
+        revision.rejected = counts([("schema", 2), ("cbor", 1)]);
+        assert!(revision.reconciles());
+    }
+
+    #[test]
+    fn of_a_refreshed_revision_only_what_differs_was_queued() {
+        let queued = counts([("post", 2), ("like", 1), ("rejected", 4), ("deleted", 8)]);
+        let refreshed = Refreshed { previous_rev: "3k".to_owned(), queued };
+        assert_eq!((refreshed.queued("post"), refreshed.queued("deleted")), (2, 8));
+        assert_eq!(refreshed.queued("block"), 0);
+        let exported = counts([("post", 10), ("like", 5)]);
+        let revision = Revision { exported, refresh: Some(refreshed), ..Revision::default() };
+        assert_eq!((revision.exported_total(), revision.queued_total()), (15, 3));
+    }
+
+    #[test]
+    fn the_queues_know_an_account_by_its_pseudonym_if_it_has_one() {
+        let mut revision = Revision { did: "did:plc:a".to_owned(), ..Revision::default() };
+        assert_eq!(revision.shown_did(), "did:plc:a");
+        "p:1".clone_into(&mut revision.shown_as);
+        assert_eq!(revision.shown_did(), "p:1");
+    }
+}

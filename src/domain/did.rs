@@ -186,6 +186,43 @@ mod tests {
     }
 
     #[test]
+    fn lengths_are_counted_to_the_last_byte() {
+        // The longest text that is looked at, and what is not.
+        assert_eq!(Did::parse(&"x".repeat(DID_BYTES_MAX)), Err(DidError::Method));
+        assert_eq!(Did::parse(&"x".repeat(DID_BYTES_MAX + 1)), Err(DidError::TooLong));
+        let label = "a".repeat(63);
+        let web = |host: &str| Did::parse(&format!("did:web:{host}")).is_ok();
+        assert!(web(&format!("{label}.com")) && !web(&format!("a{label}.com")));
+        let host = format!("{label}.{label}.{label}.{}", &label[..61]);
+        assert_eq!(host.len(), 253);
+        assert!(web(&host) && !web(&format!("{host}a")));
+    }
+
+    #[test]
+    fn labels_of_a_host_are_letters_digits_and_hyphens_within() {
+        let web = |host: &str| Did::parse(&format!("did:web:{host}")).is_ok();
+        for host in ["a-1.example.com", "1.example.com", "xn--a.b", "example.c0m"] {
+            assert!(web(host), "{host}");
+        }
+        for host in ["a-.example.com", "-1.example.com", "a_b.com", "a.example.1", "é.com"] {
+            assert!(!web(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn direction_marks_are_shown_and_a_cut_is_no_longer_than_200_characters() {
+        for mark in
+            ['\u{200b}', '\u{200f}', '\u{2028}', '\u{202e}', '\u{2060}', '\u{2069}', '\u{feff}']
+        {
+            assert_eq!(cleaned(&format!("a{mark}b")), format!("a{}b", mark.escape_unicode()));
+        }
+        assert_eq!(cleaned("a\u{2010}b"), "a\u{2010}b");
+        // The last one is escaped only in part.
+        let cut = cleaned(&format!("{}\u{7}", "é".repeat(198)));
+        assert_eq!((cut.chars().count(), cut.ends_with("\\u")), (200, true));
+    }
+
+    #[test]
     fn cleaned_text_is_short_and_printable() {
         assert_eq!(cleaned("  did:PLC:abc\u{1b}[31m\n"), "did:PLC:abc\\u{1b}[31m");
         assert_eq!(cleaned(&"x".repeat(5_000)).len(), 200);

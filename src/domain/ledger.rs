@@ -477,6 +477,7 @@ mod tests {
         assert_eq!(account.apply(told(Some("c"), now), &policy, at(now)), Effect::Nothing);
         account.apply(Event::Resolved(identity("b")), &policy, at(now));
         assert_eq!(account.apply(told(Some("c"), now - 1), &policy, at(now)), Effect::Nothing);
+        assert_eq!(account.apply(told(Some("c"), now), &policy, at(now)), Effect::Nothing);
         account.apply(told(Some("c"), now + 1), &policy, at(now + 2));
         assert_eq!(account.identity.as_ref().unwrap().host, "c");
         // A verdict in doubt waits for the directory itself.
@@ -499,6 +500,113 @@ mod tests {
         assert_eq!(gone.apply(told(None, now), &policy, at(now)), Effect::Decided);
         assert_eq!(gone.state, State::Parked(Reason::DidTombstoned));
         assert_eq!(gone.apply(told(Some("a"), now), &policy, at(now)), Effect::Nothing);
+    }
+
+    #[test]
+    fn every_state_has_its_public_word() {
+        let words = [
+            (State::Queued, "queued"),
+            (State::Ready, "queued"),
+            (State::Resolving, "active"),
+            (State::Fetching, "active"),
+            (State::RetryAt(1), "retrying"),
+            (State::Done, "done"),
+            (State::Parked(Reason::NoPds), "parked"),
+            (State::Forgotten, "forgotten"),
+        ];
+        for (state, word) in words {
+            assert_eq!(state.public(), word);
+            let is_decided = ["done", "parked", "forgotten"].contains(&word);
+            assert_eq!(state.is_decided(), is_decided, "{word}");
+        }
+    }
+
+    #[test]
+    fn what_the_ledger_writes_of_an_account_reads_back() {
+        let account = Account {
+            state: State::RetryAt(7),
+            attempts: 2,
+            identity: Some(identity("a")),
+            last_error: Some(LastError::Dns),
+            refreshing: true,
+            refresh_failed: Some(Reason::RepoStale),
+            ..Account::default()
+        };
+        for account in [account, Account::default(), Account::parked(Reason::NoPds, "x")] {
+            let text = serde_json::to_string(&account).unwrap();
+            assert_eq!(serde_json::from_str::<Account>(&text).unwrap(), account, "{text}");
+            // Millions of them are never refreshed, and do not say so.
+            assert_eq!(text.contains("refresh"), account.refreshing, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_did_is_parked_from_the_start_and_stays_so() {
+        let policy = LedgerPolicy::default();
+        let mut account = Account::parked(Reason::DidInvalid, "list.txt:3 \u{1b}[31m");
+        assert_eq!(account.state, State::Parked(Reason::DidInvalid));
+        assert_eq!(account.detail, "list.txt:3 \\u{1b}[31m");
+        assert_eq!(account.apply(Event::Retry, &policy, at(1)), Effect::Nothing);
+        assert_eq!(account.state, State::Parked(Reason::DidInvalid));
+        let mut other = Account::parked(Reason::DidNotFound, "404");
+        assert_eq!(other.apply(Event::Retry, &policy, at(1)), Effect::Available);
+        assert_eq!(other, Account::default());
+    }
+
+    #[test]
+    fn an_account_that_is_done_is_not_exported_a_second_time() {
+        let (policy, mut account) = (LedgerPolicy::default(), Account::default());
+        fetching(&mut account, "a", 0);
+        assert_eq!(account.apply(Event::Exported, &policy, at(1)), Effect::Decided);
+        assert_eq!(account.apply(Event::Exported, &policy, at(2)), Effect::Nothing);
+        let mut parked = Account::parked(Reason::CrashLoop, "x");
+        let late = parked.apply(Event::Exported, &policy, at(2));
+        assert_eq!((late, parked.state), (Effect::Decided, State::Done), "sealed before");
+        assert_eq!((parked.last_error, parked.detail.as_str()), (None, ""));
+    }
+
+    #[test]
+    fn the_end_of_patience_keeps_the_evidence_that_is_there_and_touches_nothing_decided() {
+        let policy = LedgerPolicy::default();
+        let ended = |last_error, detail: &str| Event::PatienceEnded {
+            reason: Reason::HostUnavailable,
+            last_error,
+            detail: detail.to_owned(),
+        };
+        let waiting = || Account {
+            last_error: Some(LastError::Timeout),
+            detail: "evidence".to_owned(),
+            ..Account::default()
+        };
+        let mut silent = waiting();
+        assert_eq!(silent.apply(ended(None, ""), &policy, at(1)), Effect::Decided);
+        assert_eq!(silent.state, State::Parked(Reason::HostUnavailable));
+        assert_eq!(
+            (silent.last_error, silent.detail.as_str()),
+            (Some(LastError::Timeout), "evidence")
+        );
+        let mut told = waiting();
+        told.apply(ended(Some(LastError::Dns), "no such name"), &policy, at(1));
+        assert_eq!((told.last_error, told.detail.as_str()), (Some(LastError::Dns), "no such name"));
+        assert_eq!(told.apply(ended(None, "later"), &policy, at(2)), Effect::Nothing);
+        assert_eq!(told.detail, "no such name");
+    }
+
+    #[test]
+    fn earlier_keys_are_wanted_only_after_a_signature_that_is_not_the_documents() {
+        let policy = LedgerPolicy::default();
+        for (error, is_wanted) in [(LastError::Signature, true), (LastError::Hash, false)] {
+            let mut account = Account::default();
+            fetching(&mut account, "a", 0);
+            let failure = Failure::new(Cause::Invalid, Some(error), "evidence");
+            account.apply(Event::Failed { failure, host_usable_ms: None }, &policy, at(1));
+            assert_eq!(account.wants_earlier_keys(), is_wanted, "{error}");
+        }
+        let mut gone = Account::default();
+        fetching(&mut gone, "a", 0);
+        gone.apply(failed(Cause::Repository(Reason::RepoNotFound)), &policy, at(1));
+        gone.last_error = Some(LastError::Signature);
+        assert!(!gone.wants_earlier_keys(), "another verdict is in doubt");
     }
 
     fn fetching(account: &mut Account, host: &str, now_ms: i64) {

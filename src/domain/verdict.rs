@@ -212,6 +212,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_failed_request_counts_as_what_it_was() {
+        let outcome = |cause, error| Failure::new(cause, error, "").outcome();
+        let refused = Cause::Terminal(Reason::EndpointForbidden);
+        for (cause, expected) in [
+            (refused, Outcome::Refused),
+            (Cause::Terminal(Reason::NoPds), Outcome::Terminal),
+            (Cause::Repository(Reason::RepoNotFound), Outcome::Terminal),
+            (Cause::Invalid, Outcome::Terminal),
+            (Cause::RateLimited, Outcome::RateLimited),
+            (Cause::Directory, Outcome::Transient),
+            (Cause::Stale, Outcome::Transient),
+            (Cause::Transient, Outcome::Transient),
+            (Cause::HostFault, Outcome::Transient),
+        ] {
+            assert_eq!(outcome(cause, Some(LastError::Http5xx)), expected, "{cause:?}");
+        }
+        let limited = Some(LastError::RateLimited);
+        assert_eq!(outcome(Cause::Directory, limited), Outcome::RateLimited);
+        assert_eq!(outcome(Cause::HostFault, limited), Outcome::Transient);
+    }
+
+    #[test]
+    fn words_are_written_and_read_as_json() {
+        assert_eq!(serde_json::to_string(&Reason::NoPds).unwrap(), r#""no_pds""#);
+        assert_eq!(serde_json::from_str::<LastError>(r#""http_4xx""#).unwrap(), LastError::Http4xx);
+        let unknown = serde_json::from_str::<Reason>(r#""no_such""#).unwrap_err();
+        assert!(unknown.to_string().contains("no such word: no_such"), "{unknown}");
+        assert_eq!(format!("{} {}", Reason::CrashLoop, LastError::Dns), "crash_loop dns");
+    }
+
+    #[test]
     fn every_word_reads_back() {
         assert!(Reason::ALL.iter().all(|reason| Reason::parse(reason.as_str()) == Some(*reason)));
         assert!(

@@ -261,6 +261,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_refusal_says_what_is_wrong_with_the_url() {
+        for (url, why) in [
+            ("ftp://example.com", "is neither https nor http"),
+            ("https://example.com.", "ends in a dot"),
+            ("https://pds.localhost", "is a local name"),
+            ("http://pds.internal:8080", "is a local name"),
+            ("http://example.com", "is not https"),
+            ("http://example.com:443", "is not https"),
+            ("https://example.com:8443", "has a port that is not in network.ports"),
+            ("http://8.8.8.8", "is not https on a port of network.ports"),
+            ("https://10.0.0.1", "is no public address"),
+        ] {
+            let refused = guard(&[]).endpoint(url).expect_err(url);
+            assert!(refused.detail.contains(why), "{url}: {}", refused.detail);
+            assert_eq!(refused.cause, Cause::Terminal(Reason::EndpointForbidden), "{url}");
+        }
+    }
+
     /// First and last address of each network that is not public, written down again: what the guard's own table says is no
     /// evidence for it.
     const EDGES_V4: [[&str; 2]; 15] = [

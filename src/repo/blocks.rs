@@ -289,3 +289,187 @@ const fn fingerprint_of(value: u64) -> u32 {
 fn usize_of(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::repo::car::{Framer, HEADS_KEPT_MAX};
+    use crate::repo::cid::Codec;
+
+    /// Nothing of it lies in memory.
+    struct OnDisk(Vec<u8>);
+
+    impl Source for OnDisk {
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+            self.0.read_at(offset, buffer)
+        }
+    }
+
+    type Block = (Cid, Vec<u8>);
+
+    fn block(bytes: Vec<u8>) -> Block {
+        (Cid { codec: Codec::DagCbor, digest: Sha256::digest(&bytes).into() }, bytes)
+    }
+
+    /// Of many lengths up to 604 bytes; the first is empty.
+    fn blocks(count: u32) -> Vec<Block> {
+        let length = |n: u32| if n == 0 { 0 } else { 4 + n as usize * 7 % 601 };
+        let bytes = |n: u32| n.to_le_bytes().into_iter().cycle().take(length(n)).collect();
+        (0..count).map(|n| block(bytes(n))).collect()
+    }
+
+    fn varint(mut value: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while value > 0x7f {
+            bytes.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    }
+
+    fn car_of(blocks: &[Block]) -> Vec<u8> {
+        let root = [&[0x81, 0xd8, 0x2a, 0x58, 0x25, 0][..], &blocks[0].0.to_bytes()].concat();
+        let header = [b"\xa2\x65roots", &root[..], b"\x67version\x01"].concat();
+        let mut car = [varint(header.len()), header].concat();
+        for (cid, bytes) in blocks {
+            car.extend(varint(CID_BYTES + bytes.len()));
+            car.extend(cid.to_bytes());
+            car.extend(bytes);
+        }
+        car
+    }
+
+    fn framed(car: &[u8], keeps_heads: bool) -> Framed {
+        let mut framer = Framer::new(u64::MAX);
+        if !keeps_heads {
+            framer.forget_heads();
+        }
+        car.chunks(1_000).for_each(|chunk| framer.push(chunk).unwrap());
+        framer.finish().unwrap()
+    }
+
+    /// In memory and on disk, with the heads that the framer kept and by listing.
+    fn everywhere(car: Vec<u8>, see: impl Fn(&mut Blocks<'_>, &str)) {
+        let disk = OnDisk(car.clone());
+        for (source, place) in [(&car as &dyn Source, "memory"), (&disk, "disk")] {
+            for keeps_heads in [true, false] {
+                let framed = framed(&car, keeps_heads);
+                assert_eq!(framed.heads.is_empty(), !keeps_heads);
+                see(
+                    &mut Blocks::index(source, &framed).unwrap(),
+                    &format!("{place}, {keeps_heads}"),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_block_is_found_and_read_wherever_it_lies() {
+        // Longer than what is listed at once; every tenth block is there twice.
+        let all = blocks(3_000);
+        let twice = all.iter().step_by(10).cloned();
+        let car = car_of(&all.iter().cloned().chain(twice).collect::<Vec<_>>());
+        assert!(car.len() > 3 * LISTING_BYTES);
+        everywhere(car, |blocks, place| {
+            for (cid, bytes) in &all {
+                let section = blocks.find(cid).unwrap().unwrap();
+                assert_eq!(section.bytes, bytes.len() as u64, "{place}");
+                assert_eq!(blocks.read(section).unwrap(), Some(&bytes[..]), "{place}");
+            }
+            let slots = blocks.slots.iter().filter(|slot| **slot != 0).count();
+            assert_eq!(slots, all.len(), "{place}: what is there twice has one slot");
+            let mut found = Vec::new();
+            assert!(blocks.find_all(all.iter().map(|it| &it.0), &mut found).unwrap());
+            let lengths = all.iter().map(|it| it.1.len() as u64);
+            assert!(found.iter().map(|it| it.bytes).eq(lengths), "{place}");
+            blocks.touch(found.iter().copied());
+        });
+    }
+
+    #[test]
+    fn heads_are_kept_with_their_places_however_the_bytes_arrive_and_up_to_a_number() {
+        let all = blocks(30);
+        let car = car_of(&all);
+        let (whole, mut offset) = (framed(&car, true), 0);
+        for (head, (_, bytes)) in whole.heads.iter().zip(&all) {
+            offset = if offset == 0 { whole.header_bytes } else { offset };
+            assert_eq!((head & u64::from(u32::MAX)) - 1, offset);
+            offset += (varint(CID_BYTES + bytes.len()).len() + CID_BYTES + bytes.len()) as u64;
+        }
+        assert_eq!((whole.heads.len(), offset), (30, car.len() as u64));
+        for length in [1, 2, 7, 40, 41, 100] {
+            let mut framer = Framer::new(u64::MAX);
+            car.chunks(length).for_each(|chunk| framer.push(chunk).unwrap());
+            assert!((30 * 8..30 * 8 * 4).contains(&framer.heads_bytes()));
+            assert_eq!(framer.finish().unwrap(), whole, "pieces of {length} bytes");
+        }
+        // One block again and again is one section each time.
+        let one = &all[0];
+        for (count, kept) in [(HEADS_KEPT_MAX, HEADS_KEPT_MAX), (HEADS_KEPT_MAX + 1, 0)] {
+            let framed = framed(&car_of(&vec![one.clone(); count]), true);
+            assert_eq!((framed.blocks, framed.heads.len()), (count as u64, kept));
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_found() {
+        let all = blocks(50);
+        let absent = block(b"another".to_vec()).0;
+        let raw = Cid { codec: Codec::Raw, ..all[7].0 };
+        everywhere(car_of(&all), |blocks, place| {
+            assert_eq!(blocks.find(&absent).unwrap(), None, "{place}");
+            assert_eq!(blocks.find(&raw).unwrap(), None, "{place}: another kind of block");
+            let mut found = Vec::new();
+            let asked = [&all[3].0, &all[4].0, &absent, &all[5].0];
+            assert!(!blocks.find_all(asked.into_iter(), &mut found).unwrap(), "{place}");
+            assert_eq!(found.len(), 2, "{place}: up to the first that is missing");
+        });
+    }
+
+    #[test]
+    fn a_block_is_held_up_to_the_bound_and_not_beyond() {
+        let bound = usize_of(SECTION_HELD_BYTES_MAX);
+        let all = [block(vec![1; bound]), block(vec![2; bound + 1]), block(vec![3; 10])];
+        everywhere(car_of(&all), |blocks, place| {
+            let mut read = |index: usize| {
+                let section = blocks.find(&all[index].0).unwrap().unwrap();
+                blocks.read(section).unwrap().map(<[u8]>::to_vec)
+            };
+            assert!(read(0).as_ref() == Some(&all[0].1), "{place}");
+            assert!(read(1).is_none(), "{place}");
+            assert!(read(2).as_ref() == Some(&all[2].1), "{place}: shorter than the one before");
+        });
+    }
+
+    #[test]
+    fn a_source_that_has_lost_its_end_is_cut() {
+        let all = blocks(20);
+        let car = car_of(&all);
+        let framed = framed(&car, true);
+        let (last, lost) = (all.last().unwrap(), car.len() - 1);
+        let shorter = car[..lost].to_vec();
+        for source in [&shorter as &dyn Source, &OnDisk(shorter.clone())] {
+            let mut blocks = Blocks::index(source, &framed).unwrap();
+            let section = blocks.find(&last.0).unwrap().unwrap();
+            assert!(matches!(blocks.read(section), Err(RepoError::Cut(_))));
+            let before = blocks.find(&all[18].0).unwrap().unwrap();
+            assert_eq!(blocks.read(before).unwrap(), Some(&all[18].1[..]));
+        }
+    }
+
+    #[test]
+    fn four_gibibytes_are_the_end_of_the_index() {
+        let (car, limit) = (car_of(&blocks(1)), u64::from(u32::MAX));
+        let claiming = |bytes| Framed { bytes, ..framed(&car, true) };
+        assert!(Blocks::index(&car, &claiming(limit)).is_ok());
+        let beyond = Blocks::index(&car, &claiming(limit + 1)).err();
+        assert!(matches!(beyond, Some(RepoError::TooLarge(bytes)) if bytes == limit));
+    }
+}

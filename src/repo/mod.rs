@@ -56,3 +56,37 @@ impl Source for Vec<u8> {
         Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies on disk has no slice.
+    struct Elsewhere;
+
+    impl Source for Elsewhere {
+        fn len(&self) -> u64 {
+            3
+        }
+
+        fn read_at(&self, _: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+            buffer.fill(7);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn bytes_in_memory_are_a_source_with_a_slice_and_an_end() {
+        let bytes = vec![1, 2, 3, 4];
+        assert_eq!((Source::len(&bytes), Source::as_slice(&bytes)), (4, Some(&[1, 2, 3, 4][..])));
+        let mut two = [0; 2];
+        bytes.read_at(2, &mut two).unwrap();
+        assert_eq!(two, [3, 4]);
+        for offset in [3, 4, 5, u64::MAX] {
+            let error = bytes.read_at(offset, &mut two).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{offset}");
+        }
+        assert!(Source::is_empty(&Vec::new()) && !Source::is_empty(&bytes));
+        assert!(!Elsewhere.is_empty() && Elsewhere.as_slice().is_none());
+    }
+}

@@ -379,3 +379,98 @@ fn take_into_ledger(
 fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
     journal.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::items::Item;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+
+    /// Tells the segment that it has at each settle.
+    struct Told(u64, SyncSender<u64>);
+
+    impl Sink for Told {
+        fn begin(&mut self, start: &crate::sink::Start) -> Result<Position, StoreError> {
+            Ok(start.known)
+        }
+
+        fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
+            assert_ne!(segment.number, BUG, "a bug");
+            self.0 = segment.number;
+            Ok(())
+        }
+
+        fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+            let _gone = self.1.send(self.0);
+            Ok(Vec::new())
+        }
+    }
+
+    /// The sink panics at this segment.
+    const BUG: u64 = 41;
+
+    /// Remembers no more than where it is.
+    struct Ledger(u64);
+
+    impl LedgerFollower for Ledger {
+        fn position(&self) -> u64 {
+            self.0
+        }
+
+        fn repeats(&mut self, _: u64, _: Vec<Export>) -> Result<Vec<usize>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn apply(&mut self, segment: u64, _: Vec<Revision>) -> Result<(), StoreError> {
+            self.0 = segment;
+            Ok(())
+        }
+
+        fn settle(&mut self, _: Vec<(String, Position)>) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    fn seal(journal: &Mutex<Journal>, numbers: std::ops::RangeInclusive<u64>) {
+        for number in numbers {
+            let item = Item { queue: 0, records: 1, payload: format!("[{number}]").into() };
+            let revision = Revision { did: number.to_string(), ..Revision::default() };
+            let mut journal = lock(journal);
+            journal.append_account(&revision, &[&item]).unwrap();
+            journal.seal_group().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn settles_are_few_none_is_made_for_nothing_and_a_panic_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let labels = vec!["post".to_owned()];
+        let journal = Journal::open(folder.path(), ID, labels, 1 << 30, 0).unwrap();
+        let (journal, health) = (Arc::new(Mutex::new(journal)), Health::default());
+        seal(&journal, 1..=40);
+        let mut segment = lock(&journal).next_after(0).unwrap().unwrap();
+        assert!(!Ledger(0).mark_forgotten(&mut segment).unwrap(), "it forgets nobody");
+        // More than it ever settles.
+        let (tell, told) = sync_channel(64);
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Told(0, tell))];
+        let (applier, thread) =
+            Applier::start(Arc::clone(&journal), sinks, Box::new(Ledger(0)), health.clone())
+                .unwrap();
+        applier.applied(40).await;
+        applier.forgotten_after(39).await;
+        // Two as soon as 16 segments are there, one when nothing more comes, and none after that.
+        let quiet = Duration::from_millis(3 * SETTLE_QUIET_MILLISECONDS);
+        let settled: Vec<u64> = std::iter::from_fn(|| told.recv_timeout(quiet).ok()).collect();
+        assert_eq!(settled, [16, 32, 40]);
+        assert_eq!((lock(&journal).forgotten(), health.failure().is_none()), (40, true));
+        seal(&journal, BUG..=BUG);
+        applier.wake();
+        applier.applied(BUG).await;
+        thread.join().unwrap();
+        let failure = health.failure();
+        assert!(matches!(failure.as_deref(), Some(StoreError::Crashed { thread: "applier" })));
+        let journal = lock(&journal);
+        assert_eq!((journal.forgotten(), journal.newest()), (40, BUG), "it is there");
+    }
+}

@@ -226,13 +226,19 @@ mod tests {
     fn what_fits_comes_in_order_too_and_nobody_is_nobody() {
         let folder = Path::new("never-written");
         let mut counting = AuthorCounts::new(folder, 1 << 20);
-        for text in ["did:web:b.example", "did:plc:77777777777777777777zzzz", "did:web:b.example"] {
+        let plc = ["did:plc:77777777777777777777zzzz", "did:plc:z7777777777777777777zzz2"];
+        for text in ["did:web:b.example", plc[0], plc[1], "did:web:c.example", "did:web:b.example"]
+        {
             counting.add(&Did::parse(text).unwrap(), 1).unwrap();
         }
+        assert_eq!(counting.spills(), 0);
         let mut authors = counting.finish().unwrap();
         let first = authors.next_author().unwrap().unwrap();
-        assert_eq!(first, ("did:plc:77777777777777777777zzzz".to_owned(), [0, 1, 0]));
-        assert_eq!(authors.next_author().unwrap().unwrap().1, [0, 2, 0]);
+        assert_eq!(first, (plc[0].to_owned(), [0, 1, 0]));
+        assert_eq!(authors.next_author().unwrap().unwrap(), (plc[1].to_owned(), [0, 1, 0]));
+        let web = ["did:web:b.example", "did:web:c.example"].map(str::to_owned);
+        assert_eq!(authors.next_author().unwrap().unwrap(), (web[0].clone(), [0, 2, 0]));
+        assert_eq!(authors.next_author().unwrap().unwrap(), (web[1].clone(), [0, 1, 0]));
         assert_eq!(authors.next_author().unwrap(), None);
         let mut empty = AuthorCounts::new(folder, 1 << 20).finish().unwrap();
         assert_eq!(empty.next_author().unwrap(), None);

@@ -157,6 +157,29 @@ mod tests {
     }
 
     #[test]
+    fn a_relative_name_is_made_where_the_process_is() {
+        let held = tempfile::tempdir_in(".").unwrap();
+        let name = Path::new(held.path().file_name().unwrap());
+        fs::remove_dir(name).unwrap();
+        make_folder(&name.join("a/b"), 0o750).unwrap();
+        fs::remove_dir_all(name).unwrap();
+        make_folder(name, 0o750).unwrap();
+        assert_eq!(fs::metadata(name).unwrap().mode() & 0o7777, 0o750);
+    }
+
+    #[test]
+    fn a_queue_folder_that_others_may_read_stays_so_and_one_without_the_group_bit_gets_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, queue) = (folder.path().join("data"), folder.path().join("data/queue"));
+        drop(DataDir::open(&path).unwrap());
+        for (mode, then) in [(0o2775, 0o2775), (0o775, 0o2770), (0o2750, 0o2770)] {
+            fs::set_permissions(&queue, Permissions::from_mode(mode)).unwrap();
+            drop(DataDir::open(&path).unwrap());
+            assert_eq!(fs::metadata(&queue).unwrap().mode() & 0o7777, then, "{mode:o}");
+        }
+    }
+
+    #[test]
     fn open_and_linked_directories_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (real, link) = (folder.path().join("real"), folder.path().join("link"));

@@ -155,6 +155,43 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::config::targets::Target;
+    use crate::domain::account::Revision;
+    use crate::domain::did::Did;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::seed::Chance;
+    use crate::store::listing::Staged;
+
+    #[test]
+    fn who_is_decided_is_told_with_what_became_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
+        let (mut rows, _is_new) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let dids =
+            ["a", "b", "c"].map(|it| Did::parse(&format!("did:plc:{}", it.repeat(24))).unwrap());
+        let targets = dids.iter().map(|did| Ok::<_, StoreError>(Target::Did(did.clone())));
+        let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();
+        staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
+        let export =
+            |did: &Did| Revision { did: did.to_string(), leaves: 3, ..Revision::default() };
+        let early = export(&dids[0]);
+        rows.transaction(|rows| rows.apply_segment(1, &[early])).unwrap();
+        // First those of before, then each with its commit.
+        let decisions = Decisions::make(folder.path()).unwrap();
+        rows.tell_decisions(decisions.clone()).unwrap();
+        let late = export(&dids[2]);
+        rows.transaction(|rows| rows.apply_segment(2, &[late])).unwrap();
+        assert_eq!(decisions.read(0, 9).unwrap(), [1, 3]);
+        let reader = Reader::open(&path).unwrap();
+        let told =
+            |row| reader.decided(row).unwrap().map(|it| (it.did, it.revision.unwrap().leaves));
+        assert_eq!(told(1), Some((dids[0].to_string(), 3)));
+        assert_eq!(told(2), None, "nothing has become of it yet");
+        assert_eq!(told(3), Some((dids[2].to_string(), 3)));
+        assert_eq!(told(4), None);
+    }
 
     #[test]
     fn what_is_committed_is_read_in_order_and_what_is_undone_never_was() {

@@ -236,3 +236,47 @@ impl Appender {
         synced.map_err(|error| StoreError::io(&self.path, error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wiped_holds_zeros_wherever_else_it_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        // Not a multiple of what is written at once.
+        let secret = vec![b's'; 2 * ZEROS.len() + 3];
+        folder.create("a").unwrap().append(&secret).unwrap();
+        fs::hard_link(folder.file("a"), folder.file("b")).unwrap();
+        folder.wipe("a").unwrap();
+        assert_eq!(folder.names().unwrap(), ["b"]);
+        assert_eq!(fs::read(folder.file("b")).unwrap(), vec![0; secret.len()]);
+    }
+
+    #[test]
+    fn an_append_goes_on_where_the_last_one_ended_and_leftovers_are_cut() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        let mut file = folder.create("a").unwrap();
+        file.append(b"0123456789").unwrap();
+        assert_eq!(file.bytes(), 10);
+        assert!(folder.create("a").is_err(), "it is there");
+        let mut again = folder.write_over("a").unwrap();
+        again.append(b"ab").unwrap();
+        again.append(b"cd").unwrap();
+        assert_eq!(
+            (again.bytes(), fs::read(folder.file("a")).unwrap()),
+            (4, b"abcd456789".to_vec())
+        );
+        again.cut_leftover().unwrap();
+        assert_eq!(fs::read(folder.file("a")).unwrap(), b"abcd");
+        again.append(b"ef").unwrap();
+        again.cut_leftover().unwrap();
+        again.sync().unwrap();
+        assert_eq!(fs::read(folder.file("a")).unwrap(), b"abcdef");
+        again.cut(1).unwrap();
+        again.append(b"z").unwrap();
+        assert_eq!((again.bytes(), fs::read(folder.file("a")).unwrap()), (2, b"az".to_vec()));
+    }
+}

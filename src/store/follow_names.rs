@@ -39,3 +39,34 @@ pub fn check_names(names: &[&str], known: &HashMap<String, Position>) -> Result<
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(names: &[&str], known: &[&str]) -> Result<(), String> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let known = known.iter().map(|label| ((*label).to_owned(), Position::default()));
+        check_names(&names, &known.collect()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn names_are_small_letters_digits_and_two_marks_each_once() {
+        let longest = "x".repeat(NAME_BYTES_MAX);
+        for name in ["a", "lines", "kafka-2", "by_day", "9", &longest] {
+            assert_eq!(checked(&[name, "other"], &[]), Ok(()), "{name}");
+        }
+        for name in ["", "A", "a.b", "a b", "a/b", "ä", &format!("{longest}x")] {
+            assert!(checked(&["other", name], &[]).is_err(), "{name}");
+        }
+        assert!(checked(&["a", "b", "a"], &[]).is_err_and(|text| text.starts_with("\"a\"")));
+    }
+
+    #[test]
+    fn a_sink_that_the_ledger_knows_is_missed_and_a_queue_is_none() {
+        let known = ["post", &ledger_label("lines"), &ledger_label("kafka")];
+        assert_eq!(checked(&["kafka", "lines", "new"], &known), Ok(()));
+        let missed = checked(&["lines"], &known).unwrap_err();
+        assert!(missed.starts_with("the sink kafka follows"), "{missed}");
+    }
+}

@@ -158,6 +158,11 @@ mod tests {
         assert_eq!((full.records, full.payload.len()), (1, long.len() + 2));
         let rest = items.take_largest().unwrap();
         assert_eq!((rest.records, rest.payload.len()), (1, long.len() + 2));
+        // `[`, `,` and `]` are the last bytes that there is room for.
+        let (first, second) = ("7".repeat(100), "7".repeat(ITEM_BYTES_MAX - 103));
+        assert_eq!((row(&mut items, 0, &first), row(&mut items, 0, &second)), (None, None));
+        let whole = items.take_largest().unwrap();
+        assert_eq!((whole.records, whole.payload.len()), (2, ITEM_BYTES_MAX));
         let single = "7".repeat(ITEM_BYTES_MAX + 10);
         assert_eq!(row(&mut items, 0, &single), None);
         assert_eq!(items.take_largest().unwrap().records, 1);

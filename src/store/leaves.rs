@@ -428,6 +428,22 @@ mod tests {
     }
 
     #[test]
+    fn deletions_and_leaves_come_behind_the_queues() {
+        let queues = ["post", "rejected"].map(str::to_owned);
+        assert_eq!(journal_labels(&queues), ["post", "rejected", DELETED_LABEL, LEAVES_LABEL]);
+    }
+
+    #[test]
+    fn a_number_has_at_most_five_bytes() {
+        let number =
+            |bytes: &[u8]| PartReader { bytes: bytes.to_vec(), ..PartReader::default() }.number();
+        assert_eq!(number(&[0x7f]), Ok(127));
+        assert_eq!(number(&[0xff, 0xff, 0xff, 0xff, 0x0f]), Ok(0xffff_ffff));
+        assert_eq!(number(&[0x80, 0x80, 0x80, 0x80, 0x80, 0x01]), Err(Unreadable));
+        assert_eq!(number(&[0x80]), Err(Unreadable), "cut");
+    }
+
+    #[test]
     fn random_edits_agree_with_whole_sets() {
         let mut seen = [0_usize; 3];
         for seed in 0..300 {

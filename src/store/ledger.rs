@@ -239,6 +239,33 @@ mod tests {
     use crate::seed::Chance;
 
     #[test]
+    fn the_applier_reaches_the_rows_and_is_told_why_it_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
+        let (mut rows, _is_new) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let tombstones = Tombstones::open(&path).unwrap();
+        let done = Revision { did: "did:plc:a".to_owned(), ..Revision::default() };
+        rows.transaction(|rows| rows.apply_segment(1, std::slice::from_ref(&done))).unwrap();
+        let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
+        let mut follower = Follower::new(ledger.clone(), 1, tombstones);
+        assert_eq!(follower.position(), 1);
+        assert!(follower.repeats(2, Vec::new()).unwrap().is_empty());
+        follower.apply(2, vec![done]).unwrap();
+        assert_eq!(follower.position(), 2);
+        let position = Position { segment: 2, item: 5 };
+        follower.settle(vec![("post".to_owned(), position)]).unwrap();
+        let (segment, positions) =
+            ledger.run_blocking(|rows| Ok((rows.segment()?, rows.queue_positions()?))).unwrap();
+        assert_eq!((segment, positions["post"]), (2, position));
+        let failed = ledger.run_blocking(|_| Err::<(), _>(StoreError::Config("x".to_owned())));
+        assert_eq!(failed, Err(LedgerGone));
+        thread.join().unwrap();
+        let gone = follower.apply(3, Vec::new()).unwrap_err().to_string();
+        assert_eq!((gone.as_str(), follower.position()), ("state.db: x", 2));
+    }
+
+    #[test]
     fn a_job_that_panics_ends_the_writer_and_whoever_waits_knows_why() {
         let folder = tempfile::tempdir().unwrap();
         let open = || {

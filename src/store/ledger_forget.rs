@@ -259,6 +259,7 @@ mod tests {
         for did in &gone {
             let begun = rows.transaction(|rows| rows.begin_forgetting(did, Some("x"))).unwrap();
             assert_eq!(begun.was, Some("done"));
+            assert_eq!(begun.names, [did.clone(), "x".to_owned()]);
             // An order that is given again before it is finished looks under the same names.
             let again = rows.transaction(|rows| rows.begin_forgetting(did, None)).unwrap();
             assert_eq!((again.names, again.was), (begun.names, Some("forgotten")));

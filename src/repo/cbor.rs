@@ -349,6 +349,51 @@ mod tests {
         assert_eq!(one(&[0xd8, 42, 0x43, 0, 1, 2]), Ok(Item::Link(&[1, 2])));
     }
 
+    #[test]
+    fn arguments_and_numbers_of_every_width_are_read() {
+        for (bytes, item) in [
+            (&[0x17][..], Item::Unsigned(23)),
+            (&[0x18, 24], Item::Unsigned(24)),
+            (&[0x19, 1, 2], Item::Unsigned(0x102)),
+            (&[0x1a, 1, 2, 3, 4], Item::Unsigned(0x102_0304)),
+            (&[0x1b, 1, 2, 3, 4, 5, 6, 7, 8], Item::Unsigned(0x102_0304_0506_0708)),
+            (&[0x20], Item::Negative(0)),
+            (&[0x42, 7, 8], Item::Bytes(&[7, 8])),
+            (&[0x61, b'a'], Item::Text(b"a")),
+            (&[0x82], Item::Array(2)),
+            (&[0xb8, 30], Item::Map(30)),
+            (&[0xf4], Item::Bool(false)),
+            (&[0xf5], Item::Bool(true)),
+            (&[0xf6], Item::Null),
+            (&[0xf9, 0x00, 0x01], Item::Float(2_f64.powi(-24))),
+            (&[0xf9, 0x04, 0x00], Item::Float(2_f64.powi(-14))),
+            (&[0xf9, 0x3c, 0x00], Item::Float(1.0)),
+            (&[0xf9, 0x7b, 0xff], Item::Float(65_504.0)),
+            (&[0xf9, 0xc0, 0x00], Item::Float(-2.0)),
+            (&[0xfa, 0x3f, 0xc0, 0, 0], Item::Float(1.5)),
+            (&[0xfb, 0xbf, 0xf8, 0, 0, 0, 0, 0, 0], Item::Float(-1.5)),
+        ] {
+            let mut reader = Reader::new(bytes);
+            assert_eq!(reader.read(), Ok(item), "{bytes:x?}");
+            assert!(reader.is_at_end() && reader.position() == bytes.len(), "{bytes:x?}");
+            assert_eq!(one(&bytes[..bytes.len() - 1]), Err(CborError::Truncated), "{bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn a_value_is_passed_over_with_all_that_it_contains() {
+        // [[], {"a": [1, {}]}, "x"] and then 7.
+        let bytes = [0x83, 0x80, 0xa1, 0x61, b'a', 0x82, 1, 0xa0, 0x61, b'x', 7];
+        let mut reader = Reader::new(&bytes);
+        reader.skip().unwrap();
+        assert_eq!((reader.position(), reader.is_at_end()), (bytes.len() - 1, false));
+        assert_eq!(reader.read(), Ok(Item::Unsigned(7)));
+        assert_eq!(reader.skip(), Err(CborError::Truncated));
+        for cut in 1..bytes.len() - 1 {
+            assert_eq!(Reader::new(&bytes[..cut]).skip(), Err(CborError::Truncated), "{cut}");
+        }
+    }
+
     fn check(bytes: &[u8]) -> Result<bool, CborError> {
         validate(bytes, |_, _| {})
     }
@@ -385,7 +430,19 @@ mod tests {
     fn what_dag_cbor_has_not_is_refused() {
         assert_eq!(one(&[0x5f]), Err(CborError::Indefinite));
         assert_eq!(one(&[0x1c]), Err(CborError::Indefinite));
-        assert_eq!(one(&[0xf7]), Err(CborError::Simple));
+        assert_eq!(one(&[0x1f]), Err(CborError::Indefinite));
+        assert_eq!(one(&[0xff]), Err(CborError::Indefinite), "a break");
+        for simple in [0xe0, 0xf3, 0xf7, 0xf8, 0xfc] {
+            assert_eq!(one(&[simple, 32]), Err(CborError::Simple), "{simple:x}");
+        }
+        assert_eq!(one(&[0xf9, 0x7e, 0x00]), Err(CborError::Float), "NaN");
+        assert_eq!(one(&[0xfa, 0xff, 0x80, 0, 0]), Err(CborError::Float), "-infinity");
+        // Another tag, no byte string, no zero before the CID, no CID behind it.
+        assert_eq!(one(&[0xd8, 43, 0x43, 0, 1, 2]), Err(CborError::Tag));
+        assert_eq!(one(&[0xd8, 42, 0x63, 0, 1, 2]), Err(CborError::Tag));
+        assert_eq!(one(&[0xd8, 42, 0x43, 3, 1, 2]), Err(CborError::Tag));
+        assert_eq!(one(&[0xd8, 42, 0x41, 0]), Err(CborError::Tag));
+        assert_eq!(one(&[0xd8, 42, 0x40]), Err(CborError::Tag));
         assert_eq!(one(&[0xf9, 0x7c, 0x00]), Err(CborError::Float));
         assert_eq!(one(&[0xc1, 0]), Err(CborError::Tag));
         assert_eq!(check(&[0x61, 0xff]), Err(CborError::Utf8));

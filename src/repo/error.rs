@@ -89,3 +89,34 @@ impl RepoError {
         Self::Tree(detail.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::cid::Codec;
+
+    #[test]
+    fn every_error_says_what_was_wrong_and_what_becomes_of_the_account() {
+        let cid = Cid { codec: Codec::DagCbor, digest: [0; 32] };
+        let missing = RepoError::Missing { what: "node", cid };
+        let (expected, found) = ("did:plc:a".to_owned(), "did:plc:b".to_owned());
+        let other = RepoError::DidMismatch { expected, found };
+        let io = RepoError::Io(std::io::ErrorKind::NotFound.into());
+        let too_large = Cause::Terminal(Reason::RepoTooLarge);
+        for (error, word, cause, is_incomplete) in [
+            (RepoError::NotCar("x"), Some(LastError::NotCar), Cause::Transient, false),
+            (RepoError::Cut(7), Some(LastError::Incomplete), Cause::Transient, true),
+            (missing, Some(LastError::Incomplete), Cause::Transient, true),
+            (RepoError::Hash("x".to_owned()), Some(LastError::Hash), Cause::Invalid, false),
+            (RepoError::tree("x"), Some(LastError::Tree), Cause::Invalid, false),
+            (other, Some(LastError::DidMismatch), Cause::Invalid, false),
+            (RepoError::Signature("x"), Some(LastError::Signature), Cause::Invalid, false),
+            (RepoError::TooLarge(7), None, too_large, false),
+            (RepoError::Cancelled, None, Cause::Transient, false),
+            (io, None, Cause::Transient, false),
+        ] {
+            assert_eq!((error.last_error(), error.cause()), (word, cause), "{error}");
+            assert_eq!(error.is_incomplete(), is_incomplete, "{error}");
+        }
+    }
+}

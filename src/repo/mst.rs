@@ -294,6 +294,155 @@ mod tests {
         block
     }
 
+    fn cid(number: u8) -> Cid {
+        Cid { codec: crate::repo::cid::Codec::DagCbor, digest: [number; 32] }
+    }
+
+    fn link(cid: Option<u8>) -> Vec<u8> {
+        match cid {
+            None => vec![0xf6],
+            Some(number) => [b"\xd8\x2a\x58\x25\x00", &self::cid(number).to_bytes()[..]].concat(),
+        }
+    }
+
+    /// Prefix length, suffix, value, right.
+    type Written<'k> = (u8, &'k [u8], Option<u8>, Option<u8>);
+
+    /// One entry, its fields in the order that `order` says; suffixes are shorter than 24 bytes.
+    fn entry((prefix, suffix, value, right): Written<'_>, order: &str) -> Vec<u8> {
+        let mut bytes = vec![0xa0 + order.len() as u8];
+        for field in order.bytes() {
+            bytes.extend([0x61, field]);
+            bytes.extend(match field {
+                b'p' => vec![prefix],
+                b'k' => [&[0x40 + suffix.len() as u8], suffix].concat(),
+                b'v' => link(value),
+                _ => link(right),
+            });
+        }
+        bytes
+    }
+
+    fn node(left: Option<u8>, entries: &[Vec<u8>], order: &str) -> Vec<u8> {
+        let mut bytes = vec![0xa0 + order.len() as u8];
+        for field in order.bytes() {
+            bytes.extend([0x61, field]);
+            bytes.extend(match field {
+                b'l' => link(left),
+                _ => [&[0x80 + entries.len() as u8], &entries.concat()[..]].concat(),
+            });
+        }
+        bytes
+    }
+
+    const ENTRIES: [Written<'_>; 3] =
+        [(0, b"a.b.c/one", Some(1), None), (6, b"two", Some(2), Some(9)), (7, b"x", Some(3), None)];
+
+    fn entries(order: &str) -> Vec<Vec<u8>> {
+        ENTRIES.iter().map(|it| entry(*it, order)).collect()
+    }
+
+    fn refused(block: &[u8]) -> String {
+        Node::read(block).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_node_says_the_same_in_whatever_order_its_fields_are() {
+        let canonical = node(Some(8), &entries("kptv"), "el");
+        let mut fast = Node::default();
+        assert!(fast.read_canonical(&canonical).is_some());
+        assert!(Node::default().read_canonical(&node(Some(8), &entries("pkvt"), "el")).is_none());
+        for (order, fields) in [("el", "kptv"), ("le", "kptv"), ("el", "pkvt"), ("le", "vtkp")] {
+            let block = node(Some(8), &entries(fields), order);
+            let node = Node::read(&block).unwrap();
+            let keys: Vec<&[u8]> = node.entries.iter().map(|it| node.key(it)).collect();
+            assert_eq!(keys, [&b"a.b.c/one"[..], b"a.b.c/two", b"a.b.c/tx"], "{order} {fields}");
+            let links: Vec<_> = node.entries.iter().map(|it| (it.value, it.right)).collect();
+            assert_eq!(links, [(cid(1), None), (cid(2), Some(cid(9))), (cid(3), None)]);
+            assert_eq!((node.left, &node.keys), (Some(cid(8)), &fast.keys));
+            for cut in 0..block.len() {
+                assert!(!refused(&block[..cut]).is_empty(), "{order} {fields}, cut at {cut}");
+            }
+            let after = [&block[..], &[0xf6]].concat();
+            assert_eq!(refused(&after), "invalid tree: a node with bytes after it");
+        }
+        // The same memory again: nothing of the node before is left.
+        fast.read_again(&node(None, &[], "le")).unwrap();
+        assert_eq!((fast.left, fast.entries.len(), fast.keys.len()), (None, 0, 0));
+    }
+
+    #[test]
+    fn what_is_no_node_is_refused_by_its_rule() {
+        let no_node = "invalid tree: a block that is not an MST node";
+        let one = |entry| node(None, &[entry], "el");
+        for (what, block) in [
+            ("no map", vec![0x80]),
+            ("one field", node(None, &[], "e")),
+            ("no left", node(None, &[], "ee")),
+            ("no entries", node(None, &[], "ll")),
+            ("another field", node(None, &[], "ex")),
+            ("three fields", one(entry(ENTRIES[0], "kpt"))),
+            ("no key", one(entry(ENTRIES[0], "ppvt"))),
+            ("no prefix", one(entry(ENTRIES[0], "kkvt"))),
+            ("no value", one(entry(ENTRIES[0], "kptt"))),
+            ("no right", one(entry(ENTRIES[0], "kpvv"))),
+            ("a null value", one(entry((0, b"a.b.c/one", None, None), "kptv"))),
+        ] {
+            assert_eq!(refused(&block), no_node, "{what}");
+        }
+        let prefix = "invalid tree: a key whose prefix length is wrong";
+        let two = |second| node(None, &[entry(ENTRIES[0], "kptv"), entry(second, "kptv")], "el");
+        assert_eq!(refused(&one(entry((1, b"a", Some(1), None), "kptv"))), prefix, "the first");
+        assert_eq!(refused(&two((10, b"x", Some(1), None))), prefix, "longer than the key before");
+        assert_eq!(refused(&two((5, b"/two", Some(1), None))), prefix, "shorter than it could be");
+        assert!(refused(&two((9, b"x", Some(1), None))).is_empty(), "all of the key before");
+        let raw = [b"\xd8\x2a\x58\x25\x00\x01\x70\x12\x20", &[7; 32][..]].concat();
+        let foreign = [b"\xa2\x61e\x80\x61l", &raw[..]].concat();
+        assert_eq!(refused(&foreign), "invalid tree: a link that is not version 1 with SHA-256");
+    }
+
+    #[test]
+    fn all_keys_of_a_node_have_its_depth() {
+        // Known depths of the specification's implementations.
+        for (key, depth) in [
+            ("2653ae71", 0),
+            ("blue", 1),
+            ("app.bsky.feed.post/454397e440ec", 4),
+            ("app.bsky.feed.post/9adeb165882c", 8),
+        ] {
+            assert_eq!(key_depth(key.as_bytes()), depth, "{key}");
+        }
+        let keys = |keys: &[&str]| {
+            let entries: Vec<Vec<u8>> =
+                keys.iter().map(|key| entry((0, key.as_bytes(), Some(1), None), "kptv")).collect();
+            Node::read(&node(None, &entries, "el")).unwrap().depth().map_err(|it| it.to_string())
+        };
+        assert_eq!((keys(&[]), keys(&["blue"])), (Ok(None), Ok(Some(1))));
+        let differ = "invalid tree: keys of different depth in one node".to_owned();
+        assert_eq!(keys(&["2653ae71", "blue"]), Err(differ));
+    }
+
+    #[test]
+    fn keys_are_checked_alike_with_a_neighbour_and_without() {
+        let end = "a.b.c/".len();
+        for (key, is_good) in [
+            ("a.b.c/one", true),
+            ("a.b.c/", false),
+            ("a.b.c/o/e", false),
+            ("a.b.c/.", false),
+            ("a.b/one", false),
+            ("a.b.c", false),
+            ("a.b.cc/one", true),
+        ] {
+            for before in [("", 0), ("a.b.c/zero", end)] {
+                let checked = checked_key(key.as_bytes(), before).ok();
+                let slash = key.find('/').map_or(0, |at| at + 1);
+                assert_eq!(checked, is_good.then_some((key, slash)), "{key} after {before:?}");
+            }
+        }
+        assert!(checked_key(b"a.b.c/\xff", ("", 0)).is_err());
+    }
+
     #[test]
     fn a_small_node_cannot_stand_for_keys_without_end() {
         let node = Node::read(&node_of_long_keys(2_048)).unwrap();

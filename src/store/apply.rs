@@ -470,7 +470,19 @@ mod tests {
         thread.join().unwrap();
         let failure = health.failure();
         assert!(matches!(failure.as_deref(), Some(StoreError::Crashed { thread: "applier" })));
-        let journal = lock(&journal);
-        assert_eq!((journal.forgotten(), journal.newest()), (40, BUG), "it is there");
+        let ends = |journal: &Journal| (journal.forgotten(), journal.newest());
+        assert_eq!(ends(&lock(&journal)), (40, BUG), "it is there");
+        // The next start goes on from there, and nobody waits for what is gone.
+        let labels = vec!["post".to_owned()];
+        let journal = Journal::open(folder.path(), ID, labels, 1 << 30, 40).unwrap();
+        let (journal, health) = (Arc::new(Mutex::new(journal)), Health::default());
+        let (applier, thread) =
+            Applier::start(Arc::clone(&journal), Vec::new(), Box::new(Ledger(40)), health).unwrap();
+        let begun = applier.progress().borrow().clone();
+        assert!(begun.applied >= 40 && begun.forgotten >= 40, "{begun:?}");
+        applier.applied(BUG).await;
+        applier.stop();
+        thread.join().unwrap();
+        assert!(applier.progress().borrow().ended);
     }
 }

@@ -194,6 +194,8 @@ mod tests {
     use crate::domain::identity::Identity;
     use crate::domain::ledger::LedgerPolicy;
     use crate::seed::Chance;
+    use crate::store::items::Item;
+    use crate::store::journal::Journal;
     use crate::store::ledger_lists::Reader;
     use crate::store::ledger_work::Batch;
     use crate::store::listing::Staged;
@@ -213,6 +215,36 @@ mod tests {
         let ends =
             (mark.len()..bytes.len() - 24).filter(|end| bytes[..*end].ends_with(mark.as_bytes()));
         ends.map(|end| String::from_utf8_lossy(&bytes[end..end + 24]).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_segment_is_marked_where_it_holds_the_forgotten_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
+        let (mut rows, _) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let (id, labels) = ("a".repeat(32), vec!["post".to_owned()]);
+        std::fs::create_dir(folder.path().join("journal")).unwrap();
+        let mut journal =
+            Journal::open(&folder.path().join("journal"), &id, labels, 1 << 30, 0).unwrap();
+        for number in 0..3 {
+            let item = Item { queue: 0, records: 1, payload: b"[1]".to_vec() };
+            let revision = Revision { did: did(number), ..Revision::default() };
+            journal.append_account(&revision, &[&item]).unwrap();
+        }
+        journal.seal_group().unwrap();
+        let tombstones = Tombstones::open(&path).unwrap();
+        let marked = || {
+            let mut segment = journal.next_after(0).unwrap().unwrap();
+            (tombstones.mark(&mut segment).unwrap(), segment.passed_over())
+        };
+        assert_eq!(marked(), (false, vec![]));
+        // Somebody who is not in it.
+        rows.transaction(|rows| rows.begin_forgetting(&did(9), None)).unwrap();
+        assert_eq!(marked(), (false, vec![]));
+        let begun = rows.transaction(|rows| rows.begin_forgetting(&did(1), None)).unwrap();
+        assert_eq!((begun.was, begun.names), (None, vec![did(1)]));
+        assert_eq!(marked(), (true, vec![1]));
     }
 
     /// Rows that have moved through many states and pages leave no copy of what they held, wherever they have been.

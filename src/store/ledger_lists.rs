@@ -438,6 +438,22 @@ mod tests {
     }
 
     #[test]
+    fn every_account_is_pending_or_decided_and_the_forgotten_are_told_where_there_are_any() {
+        let mut counts =
+            Counts { queued: 1, active: 2, retrying: 4, done: 8, parked: 16, forgotten: 32 };
+        assert_eq!((counts.pending(), counts.decided(), counts.total()), (7, 56, 63));
+        let text = |counts: &Counts| serde_json::to_string(counts).unwrap();
+        assert!(text(&counts).ends_with(r#""parked":16,"forgotten":32}"#));
+        counts.forgotten = 0;
+        assert!(text(&counts).ends_with(r#""parked":16}"#));
+        for (state, change) in [(0, 3), (2, -1), (1, 1), (3, -2), (4, -4), (5, 1), (6, 2), (7, 9)] {
+            counts.add(state, change);
+        }
+        let after = Counts { queued: 3, active: 1, retrying: 0, done: 9, parked: 18, forgotten: 9 };
+        assert_eq!(counts, after);
+    }
+
+    #[test]
     fn a_list_replaces_the_one_before_and_states_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let mut rows = rows(folder.path());
@@ -515,6 +531,58 @@ mod tests {
         apply(&mut rows, 3, revision(1, "two"));
         let report = Reader::open(&folder.path().join("state.db")).unwrap();
         assert_eq!(report.account(name.as_str()).unwrap().unwrap().edition, 2);
+    }
+
+    #[test]
+    fn a_run_counts_what_it_decides_and_readers_see_hosts_and_reasons() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rows = rows(folder.path());
+        list(&mut rows, (0..6).map(did).collect());
+        let ids = fetching(&mut rows, 4);
+        let reader = Reader::open(&folder.path().join("state.db")).unwrap();
+        let host = |ready, active| vec![("a.test".to_owned(), ready, active)];
+        assert_eq!((reader.hosts().unwrap(), rows.run_counts().ended()), (host(0, 4), 0));
+        let failure = Failure::new(Cause::Terminal(Reason::NoPds), None, "x");
+        let parked = Event::Failed { failure, host_usable_ms: None };
+        let events = vec![(ids[3], Event::GivenBack), (ids[0], parked)];
+        batch(&mut rows, Batch { events, ..Batch::default() });
+        assert_eq!(reader.hosts().unwrap(), host(1, 2));
+        assert_eq!(reader.parked_by_reason().unwrap(), BTreeMap::from([("no_pds".to_owned(), 1)]));
+        let name = |n| match did(n) {
+            Target::Did(did) => did.to_string(),
+            Target::Malformed { cleaned, .. } => cleaned,
+        };
+        let revision = |n, label: &str, records, repo_bytes| Revision {
+            did: name(n),
+            rev: format!("3k{n}"),
+            exported: [(label.to_owned(), records)].into(),
+            repo_bytes,
+            ..Revision::default()
+        };
+        let revisions = [revision(1, "post", 7, 100), revision(2, "like", 2, 11)];
+        rows.transaction(|rows| rows.apply_segment(5, &revisions)).unwrap();
+        // One that the ledger has taken, or an earlier one, changes nothing.
+        for segment in [5, 4] {
+            let late = [revision(3, "post", 1, 1)];
+            rows.transaction(|rows| rows.apply_segment(segment, &late)).unwrap();
+        }
+        let run = rows.run_counts();
+        assert_eq!((run.done, run.parked, run.records, run.repo_bytes), (2, 1, 9, 111));
+        assert_eq!(run.ended(), 3);
+        let counts = Counts { queued: 3, done: 2, parked: 1, ..Counts::default() };
+        assert_eq!((reader.counts().unwrap(), reader.hosts().unwrap()), (counts, host(1, 0)));
+        let report = reader.account(&name(2)).unwrap().unwrap();
+        assert_eq!((report.id, report.edition, report.listed), (ids[2], 1, true));
+        assert_eq!(report.done_at_ms, Some(1_700_000_000_000));
+        assert_eq!(report.revision.as_ref(), Some(&revisions[1]));
+        let mut exported = Vec::new();
+        let each = |report: Report| {
+            exported.push(report.did);
+            Ok(())
+        };
+        reader.each_exported(each).unwrap();
+        assert_eq!(exported, [name(1), name(2)]);
+        assert_eq!(reader.account(&name(9)).unwrap(), None);
     }
 
     #[test]

@@ -189,3 +189,154 @@ impl Reader {
         Ok(counts.first().copied().unwrap_or(0).cast_unsigned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::targets::Target;
+    use crate::domain::account::Refreshed;
+    use crate::domain::did::Did;
+    use crate::domain::identity::Identity;
+    use crate::domain::ledger::{LedgerPolicy, State};
+    use crate::domain::verdict::{Cause, Failure, Reason};
+    use crate::seed::Chance;
+    use crate::store::ledger_lists::Counts;
+    use crate::store::ledger_work::{Batch, Leased};
+    use crate::store::listing::Staged;
+
+    const NOW: i64 = 1_700_000_000_000;
+
+    struct Bench {
+        folder: tempfile::TempDir,
+        rows: Rows,
+    }
+
+    fn name(n: u8) -> Did {
+        let id: String = std::iter::repeat_n(char::from(b'a' + n), 24).collect();
+        Did::parse(&format!("did:plc:{id}")).unwrap()
+    }
+
+    fn revision(n: u8, edition: u32, kept: Option<u64>) -> Revision {
+        let (did, filter) = (name(n).to_string(), "f".to_owned());
+        let exported = [("post".to_owned(), 9)].into();
+        Revision { did, edition, filter, exported, kept, ..Revision::default() }
+    }
+
+    impl Bench {
+        /// Five done accounts; no leaves were kept of the last.
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(NOW));
+            let path = folder.path().join("state.db");
+            let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+            let targets = (0..5).map(|n| Ok::<_, StoreError>(Target::Did(name(n))));
+            let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();
+            staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
+            let kept = |n: u8| (n < 4).then_some(u64::from(n) + 10);
+            let revisions: Vec<Revision> = (0..5).map(|n| revision(n, 0, kept(n))).collect();
+            rows.transaction(|rows| rows.apply_segment(1, &revisions)).unwrap();
+            Self { folder, rows }
+        }
+
+        fn refresh(&mut self, ids: &[i64]) -> u64 {
+            self.rows.transaction(|rows| rows.refresh(ids)).unwrap()
+        }
+
+        /// Leases everybody who is on the way to the fetcher.
+        fn fetching(&mut self) -> Vec<Leased> {
+            let mut run = |batch| self.rows.transaction(|rows| rows.run_batch(&batch)).unwrap();
+            let resolved = Event::Resolved(Identity {
+                endpoint: "https://a.test".to_owned(),
+                host: "a.test".to_owned(),
+                key: "did:key:z".to_owned(),
+                earlier_keys: Vec::new(),
+                handle: None,
+            });
+            let leased = run(Batch { plc: 9, ..Batch::default() }).plc;
+            let events = leased.iter().map(|it| (it.id, resolved.clone())).collect();
+            let host = run(Batch { events, ..Batch::default() }).applied[0].after.host.unwrap();
+            let fetch = run(Batch { hosts: vec![(host, 9)], ..Batch::default() }).fetch;
+            fetch.into_iter().map(|(_, leased)| leased).collect()
+        }
+
+        fn apply(&mut self, id: i64, event: Event) {
+            let applied = self.rows.transaction(|rows| rows.apply(AccountId(id), event)).unwrap();
+            assert_eq!(applied.after.state, State::Done);
+        }
+
+        fn refreshed(&self) -> RefreshCounts {
+            self.rows.run_counts().refresh
+        }
+
+        fn reader(&self) -> Reader {
+            Reader::open(&self.folder.path().join("state.db")).unwrap()
+        }
+    }
+
+    #[test]
+    fn who_is_due_is_done_has_leaves_and_was_not_refreshed_since() {
+        let mut bench = Bench::new();
+        let reader = bench.reader();
+        assert_eq!(bench.rows.done_without_leaves().unwrap(), 1);
+        assert_eq!(reader.done_without_leaves().unwrap(), 1);
+        assert_eq!(bench.rows.can_be_refreshed(0).unwrap(), [1, 2, 3, 4]);
+        assert_eq!(bench.rows.can_be_refreshed(2).unwrap(), [3, 4]);
+        assert_eq!(reader.due_for_refresh(1, NOW).unwrap(), [2, 3, 4]);
+        assert!(reader.due_for_refresh(0, NOW - 1).unwrap().is_empty(), "exported since");
+        assert_eq!((bench.refresh(&[1, 2]), bench.refresh(&[2])), (2, 0));
+        assert_eq!(bench.rows.can_be_refreshed(0).unwrap(), [3, 4]);
+        bench.rows.transaction(Rows::export_without_leaves_again).unwrap();
+        let counts = Counts { queued: 3, done: 2, ..Counts::default() };
+        assert_eq!(bench.rows.counts().unwrap(), counts);
+        assert_eq!(bench.rows.done_without_leaves().unwrap(), 0);
+    }
+
+    #[test]
+    fn what_comes_of_refreshes_is_counted_and_the_accounts_are_done_again() {
+        let mut bench = Bench::new();
+        let before = bench.reader().sums(&[]).unwrap();
+        bench.refresh(&[1, 2, 3, 4]);
+        let leased = bench.fetching();
+        let kept: Vec<_> = leased.iter().map(|it| (it.id.0, it.edition, it.refresh)).collect();
+        let of = |id: i64| (id, 1, Some(Some(id.cast_unsigned() + 9)));
+        assert_eq!(kept, [1, 2, 3, 4].map(of));
+        bench.apply(1, Event::Unchanged);
+        let failure = Failure::new(Cause::Terminal(Reason::RepoTooLarge), None, "x");
+        bench.apply(2, Event::Failed { failure, host_usable_ms: None });
+        bench.apply(3, Event::WithoutLeaves);
+        let queued = [("post".to_owned(), 2), (DELETED_LABEL.to_owned(), 3)].into();
+        let refresh = Some(Refreshed { previous_rev: "3k".to_owned(), queued });
+        let newer = Revision { refresh, ..revision(3, 1, Some(20)) };
+        bench.rows.transaction(|rows| rows.apply_segment(2, &[newer])).unwrap();
+        let counts = RefreshCounts {
+            unchanged: 1,
+            changed: 1,
+            failed: 1,
+            without_leaves: 1,
+            records: 2,
+            deleted: 3,
+        };
+        assert_eq!((bench.refreshed(), counts.ended()), (counts, 3));
+        // Five exports, one of them of the refresh, and three that ended as they were.
+        assert_eq!(bench.rows.run_counts().done, 6);
+        assert_eq!(bench.rows.run_counts().ended(), 9);
+        let all = Counts { done: 5, ..Counts::default() };
+        assert_eq!(bench.rows.counts().unwrap(), all);
+        assert_eq!(bench.reader().sums(&[]).unwrap().records, before.records);
+        assert_eq!(bench.rows.kept(AccountId(4)).unwrap(), Some(20));
+        assert_eq!(bench.rows.kept(AccountId(5)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_refresh_under_another_filter_is_dropped_and_counts_nothing() {
+        let mut bench = Bench::new();
+        bench.refresh(&[1, 2]);
+        bench.rows.transaction(|rows| rows.drop_refreshes_of_another_filter("f")).unwrap();
+        assert_eq!(bench.rows.counts().unwrap().queued, 2, "its own");
+        bench.rows.transaction(|rows| rows.drop_refreshes_of_another_filter("g")).unwrap();
+        assert_eq!(bench.rows.counts().unwrap().done, 5);
+        assert_eq!(bench.refreshed(), RefreshCounts::default());
+        assert_eq!(bench.reader().due_for_refresh(0, NOW).unwrap(), [1, 2, 3, 4]);
+    }
+}

@@ -45,9 +45,8 @@ mod tests {
     use super::*;
 
     fn checked(names: &[&str], known: &[&str]) -> Result<(), String> {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let known = known.iter().map(|label| ((*label).to_owned(), Position::default()));
-        check_names(&names, &known.collect()).map_err(|error| error.to_string())
+        check_names(names, &known.collect()).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -109,9 +109,8 @@ impl Scene {
 
     /// Accounts with a record in this state, as a reader sees them now.
     fn ended(&self, state: &str) -> BTreeSet<String> {
-        let glance = Topics::glance(&self.kafka.brokers(), "w");
-        let last = |records: &Vec<Value>| records.last().is_some_and(|it| it["state"] == state);
-        glance.accounts.into_iter().filter(|(_, it)| last(it)).map(|(did, _)| did).collect()
+        let newest = Topics::glance(&self.kafka.brokers(), "w").newest;
+        newest.into_iter().filter(|(_, it)| it["state"] == state).map(|(did, _)| did).collect()
     }
 
     /// Waits until `count` accounts are done; all of `workers` run meanwhile.

@@ -381,3 +381,32 @@ impl Rows {
             .map_err(|error| self.failed(error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_ledger_leaves_no_wal_behind_and_what_is_undone_never_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
+        let (mut rows, is_new) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        assert!(is_new && rows.data_id().unwrap().len() == 32);
+        let position = Position { segment: 3, item: 4 };
+        let positions = [("post".to_owned(), position), ("sink:x".to_owned(), position)];
+        rows.transaction(|rows| rows.settle(&positions)).unwrap();
+        let failed = rows.transaction(|rows| {
+            assert!(rows.let_sink_go("sink:x")?);
+            Err::<(), _>(StoreError::Config("x".to_owned()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(rows.queue_positions().unwrap(), HashMap::from(positions));
+        assert!(rows.transaction(|rows| rows.let_sink_go("sink:x")).unwrap());
+        assert!(!rows.transaction(|rows| rows.let_sink_go("sink:x")).unwrap());
+        let wal = || std::fs::metadata(folder.path().join("state.db-wal")).unwrap().len();
+        assert!(wal() > 0);
+        rows.close().unwrap();
+        assert_eq!(wal(), 0);
+    }
+}

@@ -222,3 +222,112 @@ impl Reader {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::account::Revision;
+    use crate::domain::identity::Identity;
+    use crate::domain::ledger::{Account, LedgerPolicy};
+    use crate::seed::Chance;
+
+    const NOW: i64 = 1_700_000_000_000;
+
+    #[test]
+    fn how_an_account_stands_is_kept_with_what_it_was_and_since_when() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let at = |now_ms| {
+            let (policy, chance) = (LedgerPolicy::default(), Chance::seeded(1));
+            Rows::open(&path, policy, Clock::fixed(now_ms), chance).unwrap().0
+        };
+        let told = |id, status| Told {
+            id,
+            status,
+            host: "a.test".to_owned(),
+            detail: format!("says {status}"),
+        };
+        let note = |rows: &mut Rows, told: &[Told]| {
+            rows.transaction(|rows| rows.note_standings(told)).unwrap()
+        };
+        let mut rows = at(NOW);
+        let id = rows.transaction(|rows| rows.begin_forgetting("did:plc:gone", None)).unwrap().id;
+        let insert = "INSERT INTO accounts (id, did, listed, web, state, alone, due_ms, edition) VALUES (7, 'did:plc:a', 1, 0, 5, 0, 0, 1)";
+        rows.connection().execute_batch(insert).unwrap();
+        let mine = AccountId(7);
+        // Nothing is kept of who is forgotten, or of nobody.
+        assert_eq!(note(&mut rows, &[told(id, "deleted"), told(AccountId(99), "deleted")]), 0);
+        assert_eq!(note(&mut rows, &[told(mine, ACTIVE)]), 0, "it was never away");
+        let reader = Reader::open(&path).unwrap();
+        assert_eq!(reader.standing(id).unwrap(), None);
+        assert_eq!(reader.standing(AccountId(99)).unwrap(), None);
+        let withdrawn = || {
+            let mut found = Vec::new();
+            let each = |report: Report, standing: Standing| {
+                found.push((report.did, standing.status));
+                Ok(())
+            };
+            reader.each_withdrawn(each).unwrap();
+            found
+        };
+        assert_eq!(withdrawn(), Vec::new());
+        drop(rows);
+        let mut rows = at(NOW + 10);
+        assert_eq!(note(&mut rows, &[told(mine, "deactivated")]), 0);
+        drop(rows);
+        let mut rows = at(NOW + 20);
+        assert_eq!(note(&mut rows, &[told(mine, "deactivated")]), 0);
+        let standing = Standing {
+            status: "deactivated".to_owned(),
+            since_ms: NOW + 10,
+            was: Some(ACTIVE.to_owned()),
+            asked_ms: NOW + 20,
+            host: "a.test".to_owned(),
+            detail: "says deactivated".to_owned(),
+        };
+        assert_eq!(reader.standing(mine).unwrap(), Some(standing));
+        assert_eq!(withdrawn(), [("did:plc:a".to_owned(), "deactivated".to_owned())]);
+        assert_eq!(note(&mut rows, &[told(mine, ACTIVE)]), 1, "it is back");
+        assert_eq!(withdrawn(), [("did:plc:a".to_owned(), ACTIVE.to_owned())], "it was away");
+    }
+
+    #[test]
+    fn visits_go_host_by_host_and_page_by_page_to_who_was_exported() {
+        let folder = tempfile::tempdir().unwrap();
+        let visits = Visits::new(folder.path()).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "it has no name");
+        let report = |host: Option<&str>, is_exported: bool| Report {
+            id: AccountId(0),
+            did: "did:plc:a".to_owned(),
+            listed: true,
+            account: Account {
+                identity: host.map(|host| Identity {
+                    endpoint: format!("https://{host}"),
+                    host: host.to_owned(),
+                    key: String::new(),
+                    earlier_keys: Vec::new(),
+                    handle: None,
+                }),
+                ..Account::default()
+            },
+            revision: is_exported.then(Revision::default),
+            edition: 1,
+            done_at_ms: None,
+        };
+        assert!(!visits.add(AccountId(1), &report(None, true)).unwrap());
+        assert!(!visits.add(AccountId(2), &report(Some("a"), false)).unwrap());
+        for (id, host) in [(9, "b"), (5, "a"), (3, "a"), (4, "a"), (3, "a")] {
+            assert!(visits.add(AccountId(id), &report(Some(host), true)).unwrap());
+        }
+        assert_eq!(visits.hosts().unwrap(), ["a", "b"]);
+        let page = |host, after, count| {
+            let page = visits.page(host, after, count).unwrap();
+            page.into_iter().map(|visit| visit.id.0).collect::<Vec<_>>()
+        };
+        assert_eq!((page("a", 0, 2), page("a", 4, 2)), (vec![3, 4], vec![5]));
+        assert_eq!((page("a", 5, 2), page("b", 0, 2)), (vec![], vec![9]));
+        let visit = visits.page("b", 0, 1).unwrap();
+        assert_eq!((visit[0].did.as_str(), visit[0].endpoint.as_str()), ("did:plc:a", "https://b"));
+    }
+}

@@ -551,6 +551,11 @@ mod tests {
         let mut other = Account::parked(Reason::DidNotFound, "404");
         assert_eq!(other.apply(Event::Retry, &policy, at(1)), Effect::Available);
         assert_eq!(other, Account::default());
+        // Who it is is not forgotten: the next resolution is compared with that.
+        let mut known = Account { identity: Some(identity("a")), ..other };
+        known.park(Reason::CrashLoop);
+        assert_eq!(known.apply(Event::Retry, &policy, at(1)), Effect::Available);
+        assert_eq!(known, Account { identity: Some(identity("a")), ..Account::default() });
     }
 
     #[test]

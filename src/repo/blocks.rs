@@ -394,6 +394,21 @@ mod tests {
     }
 
     #[test]
+    fn a_head_that_the_end_of_the_window_cuts_is_read_whole() {
+        for left in [1, 2, 10, HEAD_BYTES_MAX - 1, HEAD_BYTES_MAX, HEAD_BYTES_MAX + 1] {
+            // Its section ends so many bytes before the first window does; three bytes are its length.
+            let long = block(vec![1; LISTING_BYTES - left - 3 - CID_BYTES]);
+            let all = [long, block(b"second".to_vec()), block(b"third".to_vec())];
+            everywhere(car_of(&all), |blocks, place| {
+                for (cid, bytes) in &all {
+                    let section = blocks.find(cid).unwrap().unwrap();
+                    assert_eq!(section.bytes, bytes.len() as u64, "{place}, {left} bytes left");
+                }
+            });
+        }
+    }
+
+    #[test]
     fn heads_are_kept_with_their_places_however_the_bytes_arrive_and_up_to_a_number() {
         let all = blocks(30);
         let car = car_of(&all);

@@ -9,7 +9,8 @@
 //!          holding the window ──> on the topic again, at its end, decided
 //! ```
 //! Rows go through the sink (`sink::kafka::worker`). Both use the same lanes, so one of them waits while the other commits. All of
-//! it blocks, on a thread of its own: that thread is also the group's sign of life, and without it the lease ends.
+//! it blocks, on a thread of its own, which hears from the group between two steps; the lease is renewed on another
+//! (`sink::kafka::group`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

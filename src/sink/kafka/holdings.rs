@@ -121,7 +121,7 @@ impl Shared {
         }
     }
 
-    /// The group confirmed that it has this process as a member, when it was asked at `asked`: it keeps it at least for `session`.
+    /// The group has this process as a member, and keeps it at least `until` then.
     pub fn confirmed(&self, until: Instant) {
         self.table().lease = Some(until);
         self.territory.renew(until);

@@ -41,7 +41,7 @@ const GET_REPO: &str = "com.atproto.sync.getRepo";
 const PARTITIONS: u32 = 12;
 
 /// Requests a second that a host may be asked.
-const RATE: usize = 4;
+const RATE: usize = 2;
 
 /// Between two looks at the topics.
 const LOOK: Duration = Duration::from_millis(500);

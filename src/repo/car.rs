@@ -264,3 +264,206 @@ fn read_header(bytes: &[u8]) -> Result<Cid, RepoError> {
         _ => Err(RepoError::NotCar("a version other than 1")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::cid::Codec;
+
+    const LIMIT: u64 = 1 << 30;
+
+    fn varint(mut value: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while value > 0x7f {
+            bytes.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    }
+
+    fn cid_of(block: &[u8]) -> Cid {
+        Cid { codec: Codec::DagCbor, digest: Sha256::digest(block).into() }
+    }
+
+    fn link(cid: Cid) -> Vec<u8> {
+        [b"\xd8\x2a\x58\x25\x00".as_slice(), &cid.to_bytes()].concat()
+    }
+
+    const VERSION: &[u8] = b"\x67version\x01";
+
+    fn roots(cids: &[Cid]) -> Vec<u8> {
+        let count = 0x80 | u8::try_from(cids.len()).unwrap();
+        let links = cids.iter().flat_map(|cid| link(*cid));
+        b"\x65roots".iter().copied().chain([count]).chain(links).collect()
+    }
+
+    fn header_of(cids: &[Cid]) -> Vec<u8> {
+        [b"\xa2", roots(cids).as_slice(), VERSION].concat()
+    }
+
+    fn prefixed(bytes: &[u8]) -> Vec<u8> {
+        [varint(bytes.len()), bytes.to_vec()].concat()
+    }
+
+    /// Blocks of no byte, of a few, and of more than a byte's varint tells; the second comes twice.
+    fn blocks() -> Vec<Vec<u8>> {
+        vec![Vec::new(), vec![1; 3], vec![2; 200], vec![1; 3], vec![3; 90]]
+    }
+
+    /// The CAR of these blocks, and where each section begins.
+    fn car_of(blocks: &[Vec<u8>]) -> (Vec<u8>, Vec<u64>) {
+        let mut car = prefixed(&header_of(&[cid_of(&blocks[0])]));
+        let mut places = Vec::new();
+        for block in blocks {
+            places.push(car.len() as u64);
+            car.extend(prefixed(&[cid_of(block).to_bytes().as_slice(), block].concat()));
+        }
+        (car, places)
+    }
+
+    fn framed(car: &[u8], chunk: usize) -> Result<Framed, RepoError> {
+        let mut framer = Framer::new(LIMIT);
+        car.chunks(chunk).try_for_each(|bytes| framer.push(bytes))?;
+        framer.finish()
+    }
+
+    /// Takes the header, which is all there is.
+    fn header_only(header: &[u8]) -> Result<Cid, RepoError> {
+        framed(&prefixed(header), 1).map(|framed| framed.root)
+    }
+
+    #[test]
+    fn however_the_bytes_arrive_every_section_is_counted_and_its_place_kept() {
+        let (blocks, root) = (blocks(), cid_of(&[]));
+        let (car, places) = car_of(&blocks);
+        let heads = blocks
+            .iter()
+            .zip(&places)
+            .map(|(block, at)| slot_value(fingerprint::of(&cid_of(block).digest), *at).unwrap());
+        let expected = Framed {
+            bytes: car.len() as u64,
+            header_bytes: places[0],
+            blocks: 5,
+            root,
+            heads: heads.collect(),
+        };
+        for chunk in 1..=car.len() {
+            assert_eq!(framed(&car, chunk).unwrap(), expected, "{chunk}");
+        }
+        for end in 0..car.len() {
+            let whole = places.iter().position(|at| *at == end as u64);
+            let cut = framed(&car[..end], 7);
+            match whole {
+                Some(count) => assert_eq!(cut.unwrap().blocks, count as u64),
+                None => {
+                    assert!(matches!(cut, Err(RepoError::Cut(at)) if at == end as u64), "{end}")
+                }
+            }
+        }
+        for at in usize::try_from(places[0]).unwrap()..car.len() {
+            let mut bad = car.clone();
+            bad[at] ^= 1;
+            assert!(framed(&bad, 50).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_repository_may_be_as_long_as_the_limit() {
+        let (car, _) = car_of(&blocks());
+        let length = car.len() as u64;
+        for (limit, fits) in [(length, true), (length - 1, false)] {
+            let mut framer = Framer::new(limit);
+            let pushed = car.chunks(9).try_for_each(|bytes| framer.push(bytes));
+            match pushed {
+                Ok(()) => assert!(fits && framer.finish().is_ok()),
+                Err(error) => {
+                    assert!(!fits && matches!(error, RepoError::TooLarge(at) if at == limit));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn heads_are_kept_up_to_a_number_and_their_memory_is_told() {
+        let (car, places) = car_of(&blocks());
+        let mut framer = Framer::new(LIMIT);
+        assert_eq!(framer.heads_bytes(), 0);
+        framer.push(&car).unwrap();
+        let bytes = framer.heads_bytes();
+        assert!(bytes >= 8 * places.len() as u64 && bytes.is_multiple_of(8), "{bytes}");
+        framer.forget_heads();
+        assert_eq!(framer.heads_bytes(), 0);
+        let framed = framer.finish().unwrap();
+        assert_eq!((framed.blocks, framed.heads), (5, Vec::new()));
+
+        let mut framer = Framer::new(LIMIT);
+        let (one, _) = car_of(&[Vec::new()]);
+        framer.push(&one).unwrap();
+        let section = &one[usize::try_from(places[0]).unwrap()..];
+        for _ in 1..HEADS_KEPT_MAX {
+            framer.push(section).unwrap();
+        }
+        assert_eq!(framer.heads.as_ref().unwrap().len(), HEADS_KEPT_MAX);
+        framer.push(section).unwrap();
+        assert_eq!(framer.heads_bytes(), 0, "one too many, and none is kept");
+        assert_eq!(framer.finish().unwrap().blocks, HEADS_KEPT_MAX as u64 + 1);
+    }
+
+    #[test]
+    fn a_header_is_a_map_of_version_and_roots_of_at_most_four_kilobytes() {
+        let (one, two) = (cid_of(&[1]), cid_of(&[2]));
+        assert_eq!(header_only(&header_of(&[one])).unwrap(), one);
+        assert_eq!(header_only(&header_of(&[two, one])).unwrap(), two, "the first");
+        let turned = [b"\xa2", VERSION, roots(&[one]).as_slice()].concat();
+        assert_eq!(header_only(&turned).unwrap(), one);
+        let most = usize::try_from(HEADER_BYTES_MAX).unwrap();
+        assert_eq!(most, 4_096);
+        let mut long = header_of(&[one]);
+        long.resize(most, 0);
+        assert_eq!(header_only(&long).unwrap(), one);
+        long.push(0);
+        let said = |header: &[u8]| match header_only(header) {
+            Err(RepoError::NotCar(said)) => said,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said(&long), "a header of no plausible length");
+        assert_eq!(said(&[]), "a header of no plausible length");
+        // Refused before the rest is waited for.
+        for length in [0, most + 1] {
+            assert!(matches!(header(&varint(length)), Err(RepoError::NotCar(_))), "{length}");
+        }
+        assert_eq!(header(&varint(most)).unwrap(), None);
+        assert!(matches!(
+            header(b"\x40<"),
+            Err(RepoError::NotCar("a header that is no map of two"))
+        ));
+        assert_eq!(said(&[0xa1]), "a header that is no map of two");
+        assert_eq!(said(b"\xa2\x67version\x01\x67version\x01"), "a header without a usable root");
+        assert_eq!(said(&header_of(&[])), "a header without a usable root");
+        let other = [b"\xa2\x67version\x02", roots(&[one]).as_slice()].concat();
+        assert_eq!(said(&other), "a version other than 1");
+        let other = [b"\xa2", roots(&[one]).as_slice(), b"\x67another\x01"].concat();
+        assert_eq!(said(&other), "a header with other keys than version and roots");
+        let no_link = [b"\xa2\x65roots\x81\x01", VERSION].concat();
+        assert_eq!(said(&no_link), "a root that is no CID");
+        assert_eq!(said(b"\xa2\x65roots"), "a header that is no DAG-CBOR");
+    }
+
+    #[test]
+    fn a_section_has_room_for_a_cid_of_the_one_form() {
+        let cid = cid_of(&[1]);
+        let section = |length: usize, cid: &[u8]| [varint(length), cid.to_vec()].concat();
+        let head = |bytes: &[u8]| section_head(bytes).unwrap();
+        assert_eq!(head(&section(CID_BYTES, &cid.to_bytes())), Some((cid, 0, 1 + CID_BYTES)));
+        assert_eq!(head(&section(300, &cid.to_bytes())), Some((cid, 264, 2 + CID_BYTES)));
+        assert_eq!(head(&section(300, &cid.to_bytes()[..35])), None);
+        assert_eq!(head(&[]), None);
+        let short = section_head(&section(CID_BYTES - 1, &cid.to_bytes()));
+        assert!(matches!(short, Err(RepoError::NotCar("a section too short for a CID"))));
+        let other = section_head(&section(CID_BYTES, &[1; CID_BYTES]));
+        assert!(matches!(other, Err(RepoError::Hash(_))));
+        let endless = section_head(&[0xff; 11]);
+        assert!(matches!(endless, Err(RepoError::NotCar("a section length that is no varint"))));
+    }
+}

@@ -32,3 +32,55 @@ pub fn slot_value(fingerprint: u32, offset: u64) -> Option<u64> {
 const fn low(product: u128) -> u64 {
     product as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLES: u32 = 256;
+
+    fn with_words(first: u64, second: u64) -> [u8; 32] {
+        let mut digest = [7; 32];
+        digest[..8].copy_from_slice(&first.to_le_bytes());
+        digest[8..16].copy_from_slice(&second.to_le_bytes());
+        digest
+    }
+
+    #[test]
+    fn every_bit_of_both_words_changes_about_half_of_the_fingerprint() {
+        let mut random = fastrand::Rng::with_seed(1);
+        // The lowest bit of the second word is set in any case.
+        for bit in (0..128).filter(|bit| *bit != 64) {
+            let mut changed = 0;
+            for _ in 0..SAMPLES {
+                let words = [random.u64(..), random.u64(..)];
+                let other = u128::from(words[0]) | u128::from(words[1]) << 64;
+                let other = other ^ 1 << bit;
+                let (first, second) = (low(other), low(other >> 64));
+                let difference =
+                    of(&with_words(words[0], words[1])) ^ of(&with_words(first, second));
+                changed += difference.count_ones();
+            }
+            let of_32 = f64::from(changed) / f64::from(SAMPLES);
+            assert!((8.0..24.0).contains(&of_32), "bit {bit}: {of_32}");
+        }
+    }
+
+    #[test]
+    fn no_word_makes_all_fingerprints_the_same() {
+        for second in [0, 1, 2] {
+            let all = (0..1_000).map(|first| of(&with_words(first, second)));
+            let different: std::collections::HashSet<u32> = all.collect();
+            assert!(different.len() > 500, "{second}: {}", different.len());
+        }
+    }
+
+    #[test]
+    fn a_slot_holds_both_as_far_as_32_bits_reach() {
+        assert_eq!(slot_value(0, 0), Some(1));
+        assert_eq!(slot_value(0x8000_0001, 5), Some(0x8000_0001_0000_0006));
+        let last = u64::from(u32::MAX) - 1;
+        assert_eq!(slot_value(3, last), Some(0x3_ffff_ffff));
+        assert_eq!(slot_value(3, last + 1), None);
+    }
+}

@@ -92,3 +92,99 @@ fn link(value: &Ipld) -> Result<Option<Cid>, String> {
         _ => Err("a link of the wrong type".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn map<const N: usize>(fields: [(&str, Ipld); N]) -> Ipld {
+        Ipld::Map(fields.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
+    fn cid_of(block: &[u8]) -> Cid {
+        let hash = cid::multihash::Multihash::wrap(0x12, &Sha256::digest(block)).unwrap();
+        Cid::new_v1(0x71, hash)
+    }
+
+    #[derive(Default)]
+    struct Blocks(BTreeMap<Cid, Vec<u8>>);
+
+    impl Blocks {
+        fn add(&mut self, value: &Ipld) -> Cid {
+            let block = serde_ipld_dagcbor::to_vec(value).unwrap();
+            let cid = cid_of(&block);
+            self.0.insert(cid, block);
+            cid
+        }
+
+        /// A node of these entries: bytes of the key before, the rest of the key, record and subtree.
+        fn node(&mut self, left: Ipld, entries: &[(i128, &str, Cid, Ipld)]) -> Cid {
+            let entry = |(shared, rest, record, tree): &(i128, &str, Cid, Ipld)| {
+                let rest = Ipld::Bytes(rest.as_bytes().to_vec());
+                let (shared, record) = (Ipld::Integer(*shared), Ipld::Link(*record));
+                map([("p", shared), ("k", rest), ("v", record), ("t", tree.clone())])
+            };
+            let entries = Ipld::List(entries.iter().map(entry).collect());
+            self.add(&map([("l", left), ("e", entries)]))
+        }
+
+        /// All but the block of `missing`, and the one of `changed` under a hash that is not its own.
+        fn car(&self, root: Cid, missing: Option<Cid>, changed: Option<Cid>) -> Vec<u8> {
+            let length = |bytes: usize| {
+                let (low, high) = (bytes & 0x7f, bytes >> 7);
+                let head = if high == 0 { vec![low] } else { vec![low | 0x80, high] };
+                head.into_iter().map(|it| u8::try_from(it).unwrap()).collect::<Vec<_>>()
+            };
+            let roots = Ipld::List(vec![Ipld::Link(root)]);
+            let header = map([("roots", roots), ("version", Ipld::Integer(1))]);
+            let header = serde_ipld_dagcbor::to_vec(&header).unwrap();
+            let mut car = [length(header.len()), header].concat();
+            for (cid, block) in &self.0 {
+                let mut section = [cid.to_bytes(), block.clone()].concat();
+                if changed == Some(*cid) {
+                    *section.last_mut().unwrap() ^= 1;
+                }
+                if missing != Some(*cid) {
+                    car.extend([length(section.len()), section].concat());
+                }
+            }
+            car
+        }
+    }
+
+    #[tokio::test]
+    async fn every_record_is_listed_once_in_the_order_of_keys_or_it_is_said_why_not() {
+        let mut blocks = Blocks::default();
+        let mut record = |n: i128| blocks.add(&map([("n", Ipld::Integer(n))]));
+        let [a, b, c, d] = [1, 2, 3, 4].map(&mut record);
+        let left = blocks.node(Ipld::Null, &[(0, "x.y/a", a, Ipld::Null)]);
+        let right = blocks.node(Ipld::Null, &[(0, "x.y/ba", c, Ipld::Null)]);
+        let entries = [(0, "x.y/b", b, Ipld::Link(right)), (4, "c", d, Ipld::Null)];
+        let data = blocks.node(Ipld::Link(left), &entries);
+        let root = blocks.add(&map([("data", Ipld::Link(data))]));
+        let listing = list(blocks.car(root, None, None).as_slice()).await.unwrap();
+        let expected = [("x.y/a", a), ("x.y/b", b), ("x.y/ba", c), ("x.y/c", d)];
+        assert_eq!(listing, expected.map(|(key, cid)| (key.to_owned(), cid)));
+
+        for cid in blocks.0.keys() {
+            let error = list(blocks.car(root, Some(*cid), None).as_slice()).await.unwrap_err();
+            assert!(error.contains(&cid.to_string()) && error.contains("is missing"), "{error}");
+            let error = list(blocks.car(root, None, Some(*cid)).as_slice()).await.unwrap_err();
+            assert!(!error.contains("missing"), "{error}");
+        }
+        let wrong = map([("l", Ipld::Integer(1)), ("e", Ipld::List(Vec::new()))]);
+        let wrong = blocks.add(&wrong);
+        for (data, said) in [
+            (Ipld::Null, "the commit has no data"),
+            (Ipld::Integer(1), "a link of the wrong type"),
+            (Ipld::Link(a), "no field e"),
+            (Ipld::Link(wrong), "a link of the wrong type"),
+        ] {
+            let root = blocks.add(&map([("data", data)]));
+            let error = list(blocks.car(root, None, None).as_slice()).await.unwrap_err();
+            assert_eq!(error, said);
+        }
+    }
+}

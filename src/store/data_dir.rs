@@ -135,6 +135,7 @@ fn read_pid(file: &mut File) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::door;
 
     #[test]
     fn it_is_made_locked_and_released() {
@@ -165,6 +166,19 @@ mod tests {
         fs::remove_dir_all(name).unwrap();
         make_folder(name, 0o750).unwrap();
         assert_eq!(fs::metadata(name).unwrap().mode() & 0o7777, 0o750);
+    }
+
+    #[test]
+    fn every_new_folder_is_durable_in_the_one_above_it() {
+        let held = tempfile::tempdir_in(".").unwrap();
+        let synced = || door::renew(None).synced;
+        synced();
+        make_folder(&held.path().join("a/b"), 0o750).unwrap();
+        assert_eq!(synced(), [held.path().to_owned(), held.path().join("a")]);
+        let name = Path::new(held.path().file_name().unwrap());
+        fs::remove_dir_all(name).unwrap();
+        make_folder(name, 0o750).unwrap();
+        assert_eq!(synced(), [Path::new(".")]);
     }
 
     #[test]

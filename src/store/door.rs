@@ -30,6 +30,8 @@ pub struct Door {
     pub failing: Option<Failing>,
     /// What failed: its name.
     pub failed: Vec<&'static str>,
+    /// Folders whose names were made durable, by their paths as they were asked for.
+    pub synced: Vec<PathBuf>,
     files: HashMap<PathBuf, usize>,
     next_file: usize,
 }
@@ -104,7 +106,10 @@ impl Door {
                 self.files.remove(path);
                 Op::Remove { path: short(path) }
             }
-            (Asked::SyncFolder, _) => Op::SyncFolder { path: PathBuf::new(), covers },
+            (Asked::SyncFolder, _) => {
+                self.synced.push(path.to_owned());
+                Op::SyncFolder { path: PathBuf::new(), covers }
+            }
             // A file that this door has not seen made is of another test's making.
             (_, None) => return,
         };

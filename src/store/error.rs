@@ -229,3 +229,111 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
     let figures = rustix::fs::statvfs(existing).ok()?;
     Some(figures.f_bavail.saturating_mul(figures.f_frsize))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use rusqlite::ffi;
+    use rustix::process::{Resource, Rlimit, setrlimit};
+
+    use super::*;
+
+    fn of_system(errno: rustix::io::Errno) -> StoreError {
+        StoreError::io(Path::new("/x/y"), io::Error::from_raw_os_error(errno.raw_os_error()))
+    }
+
+    fn of_sqlite(database: &Path, code: i32) -> StoreError {
+        let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        StoreError::sqlite(database, failure)
+    }
+
+    #[test]
+    fn what_the_system_says_is_waited_out_or_final() {
+        use rustix::io::Errno;
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
+            let error = of_system(errno);
+            assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+            assert!(error.is_full() && error.lack() == Lack::Space);
+        }
+        for errno in [Errno::MFILE, Errno::NFILE] {
+            let error = of_system(errno);
+            let StoreError::Descriptors { limit, .. } = error else { panic!("{error:?}") };
+            assert!(error.is_full() && error.lack() == Lack::Descriptors);
+            assert!(limit > 10 && limit == descriptors_max());
+        }
+        assert!(matches!(of_system(Errno::ACCESS), StoreError::Permission(_)));
+        for errno in [Errno::IO, Errno::NOENT] {
+            let error = of_system(errno);
+            assert!(matches!(error, StoreError::Io { .. }) && !error.is_full(), "{error:?}");
+        }
+        assert!(has_descriptor());
+        let texts = [StoreError::sink("a"), StoreError::busy("b")].map(|error| error.to_string());
+        assert_eq!(texts, ["sink : a", "sink  takes nothing at the moment: b"]);
+    }
+
+    #[test]
+    fn what_sqlite_says_is_sorted_by_what_would_mend_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let of = |code| of_sqlite(&path, code);
+        assert!(matches!(of(ffi::SQLITE_FULL), StoreError::Full { .. }));
+        assert!(matches!(of(ffi::SQLITE_NOTADB), StoreError::Damaged { .. }));
+        assert!(matches!(of(ffi::SQLITE_CORRUPT), StoreError::Damaged { .. }));
+        assert!(matches!(of(ffi::SQLITE_PERM), StoreError::Permission(_)));
+        // There are descriptors, and there is space: neither is the reason.
+        assert!(matches!(of(ffi::SQLITE_CANTOPEN), StoreError::Permission(_)));
+        assert!(free_bytes(&path).unwrap() > INDEX_BYTES, "or the next is of another kind");
+        for code in [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHMSIZE] {
+            assert!(matches!(of(code), StoreError::Sqlite { .. }), "{code}");
+        }
+        assert!(matches!(of(ffi::SQLITE_BUSY), StoreError::Sqlite { .. }));
+        assert_eq!((INDEX_BYTES, LARGEST_WRITE_BYTES), (1_048_576, 65_536 + 24));
+    }
+
+    #[test]
+    fn free_bytes_are_those_of_the_nearest_folder_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let figures = rustix::fs::statvfs(folder.path()).unwrap();
+        let all = figures.f_blocks * figures.f_frsize;
+        let free = free_bytes(&folder.path().join("not/there")).unwrap();
+        assert!((2..=all).contains(&free), "{free} of {all}");
+    }
+
+    const CHILD: &str = "SKYFILL_TEST_LARGEST_FILE";
+    const LARGEST_FILE_BYTES: u64 = 1 << 20;
+
+    /// The limit holds for a whole process: one of its own, which runs nothing but this test.
+    #[test]
+    fn a_failed_write_wants_space_where_the_file_is_as_long_as_it_may_be() {
+        if std::env::var_os(CHILD).is_none() {
+            let name = "store::error::tests::a_failed_write_wants_space_where_the_file_is_as_long_as_it_may_be";
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            let ran = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+            let said = String::from_utf8_lossy(&ran.stdout);
+            assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let limit = Some(LARGEST_FILE_BYTES);
+        setrlimit(Resource::Fsize, Rlimit { current: limit, maximum: limit }).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let wal = PathBuf::from(format!("{}-wal", path.display()));
+        let last_that_fits = LARGEST_FILE_BYTES - LARGEST_WRITE_BYTES;
+        for (database, wal_bytes, wants) in [
+            (0, 0, false),
+            (last_that_fits, last_that_fits, false),
+            (last_that_fits + 1, 0, true),
+            (0, last_that_fits + 1, true),
+            (LARGEST_FILE_BYTES, 0, true),
+        ] {
+            std::fs::File::create(&path).unwrap().set_len(database).unwrap();
+            std::fs::File::create(&wal).unwrap().set_len(wal_bytes).unwrap();
+            let written = of_sqlite(&path, ffi::SQLITE_IOERR_WRITE);
+            assert_eq!(written.is_full(), wants, "{database} {wal_bytes}: {written:?}");
+            let read = of_sqlite(&path, ffi::SQLITE_IOERR_READ);
+            assert!(matches!(read, StoreError::Sqlite { .. }), "{read:?}");
+        }
+    }
+}

@@ -462,7 +462,9 @@ mod tests {
         journal.append_account(&revision("two"), &[]).unwrap();
         journal.append_account(&revision("one"), &[&item(0, "[1]")]).unwrap();
         journal.append_large(&mut large, &[item(0, "[333]")]).unwrap();
+        assert_eq!(journal.group_bytes(), 7, "of the group's items, without the file's head");
         journal.seal_group().unwrap();
+        assert_eq!(journal.group_bytes(), 0);
         journal.seal_large(large, &revision("three")).unwrap();
         let mut lost = journal.begin_large().unwrap();
         journal.append_large(&mut lost, &[item(0, "[4]")]).unwrap();
@@ -510,6 +512,67 @@ mod tests {
         journal.seal_large(first, &revision("two")).unwrap();
         let segment = journal.next_after(0).unwrap().unwrap();
         assert_eq!(segment.items().count(), 1);
+    }
+
+    #[test]
+    fn the_space_taken_is_that_of_open_parts_by_steps_and_of_segments_and_spares_by_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().len();
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        let seal = |journal: &mut Journal, did: &str| {
+            journal.append_account(&revision(did), &[&item(0, "[1]")]).unwrap();
+            journal.seal_group().unwrap();
+        };
+        let mut journal = open(folder.path(), 1 << 30, 0);
+        seal(&mut journal, "one");
+        let one = bytes("00000001.seg");
+        assert_eq!(journal.used_bytes(), one);
+        drop(journal);
+
+        // Room for one step beside a segment, to the byte.
+        let mut journal = open(folder.path(), STEP_BYTES + one, 0);
+        assert_eq!((journal.used_bytes(), journal.newest(), journal.forgotten()), (one, 1, 0));
+        seal(&mut journal, "two");
+        let two = bytes("00000002.seg");
+        assert_eq!(journal.used_bytes(), one + two);
+        journal.forget_through(1).unwrap();
+        assert_eq!((journal.newest(), journal.forgotten()), (2, 1));
+        journal.forget_through(2).unwrap();
+        assert_eq!((journal.used_bytes(), journal.forgotten(), files()), (one + two, 2, 2));
+        // One spare is written over, and there is room for the other.
+        journal.append_account(&revision("three"), &[&item(0, "[1]")]).unwrap();
+        let left = journal.used_bytes() - STEP_BYTES;
+        assert!(files() == 2 && (left == one || left == two), "{left}");
+        journal.seal_group().unwrap();
+        let three = bytes("00000003.seg");
+        assert_eq!(journal.used_bytes(), left + three);
+        journal.remove_spares().unwrap();
+        assert_eq!((journal.used_bytes(), files()), (three, 1));
+
+        // A part of two steps; what it has reserved and not used is given back with its seal, or all of it.
+        let mut journal = open(folder.path(), 1 << 30, 0);
+        let long = "x".repeat(usize::try_from(STEP_BYTES).unwrap());
+        for is_kept in [false, true] {
+            let mut large = journal.begin_large().unwrap();
+            assert_eq!(journal.used_bytes(), three);
+            journal.append_large(&mut large, &[item(0, "[1]")]).unwrap();
+            assert_eq!(journal.used_bytes(), three + STEP_BYTES);
+            journal.append_large(&mut large, &[item(0, &long)]).unwrap();
+            assert_eq!(journal.used_bytes(), three + 2 * STEP_BYTES);
+            if is_kept {
+                journal.seal_large(large, &revision("four")).unwrap();
+            } else {
+                journal.discard_large(large);
+                assert_eq!((journal.used_bytes(), files()), (three, 1));
+            }
+        }
+        assert_eq!(journal.used_bytes(), three + bytes("00000004.seg"));
+        journal.append_account(&revision("five"), &[]).unwrap();
+        let open_part = journal.begin_large().unwrap();
+        assert_eq!(files(), 4);
+        journal.discard_open().unwrap();
+        drop(open_part);
+        assert_eq!((journal.used_bytes(), files()), (three + bytes("00000004.seg"), 2));
     }
 
     #[test]

@@ -266,6 +266,46 @@ mod tests {
     }
 
     #[test]
+    fn jobs_that_wait_together_are_in_one_commit_and_each_has_its_own_reply() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
+        let rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
+        let (begun, begins) = std::sync::mpsc::sync_channel(1);
+        let (go, goes) = std::sync::mpsc::sync_channel::<()>(1);
+        let (held, first) = job(move |_| {
+            begun.send(()).unwrap();
+            goes.recv().unwrap();
+            Ok(())
+        });
+        let sent = |job| ledger.jobs.try_send(Order::Run(job)).ok().unwrap();
+        sent(held);
+        begins.recv().unwrap();
+        // What everybody else sees of the ledger while each job runs.
+        let others = path.clone();
+        let mut replies = Vec::new();
+        for segment in 1..=3 {
+            let others = others.clone();
+            let (next, reply) = job(move |rows| {
+                rows.apply_segment(segment, &[])?;
+                let select = "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'segment'";
+                let other = crate::store::ledger_schema::read_only(&others)?;
+                let seen: rusqlite::Result<i64> = other.query_row(select, [], |row| row.get(0));
+                Ok((rows.segment()?, seen.unwrap()))
+            });
+            sent(next);
+            replies.push(reply);
+        }
+        go.send(()).unwrap();
+        first.blocking_recv().unwrap();
+        let told: Vec<_> = replies.into_iter().map(|it| it.blocking_recv().unwrap()).collect();
+        assert_eq!(told, [(1, 0), (2, 0), (3, 0)]);
+        drop(ledger);
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn a_job_that_panics_ends_the_writer_and_whoever_waits_knows_why() {
         let folder = tempfile::tempdir().unwrap();
         let open = || {

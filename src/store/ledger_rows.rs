@@ -395,7 +395,12 @@ mod tests {
         assert!(is_new && rows.data_id().unwrap().len() == 32);
         let position = Position { segment: 3, item: 4 };
         let positions = [("post".to_owned(), position), ("sink:x".to_owned(), position)];
-        rows.transaction(|rows| rows.settle(&positions)).unwrap();
+        let settled = rows.transaction(|rows| {
+            assert!(!rows.wants_sync);
+            rows.settle(&positions)?;
+            Ok(rows.wants_sync)
+        });
+        assert!(settled.unwrap() && !rows.wants_sync, "synced with its commit");
         let failed = rows.transaction(|rows| {
             assert!(rows.let_sink_go("sink:x")?);
             Err::<(), _>(StoreError::Config("x".to_owned()))

@@ -362,3 +362,243 @@ impl Rows {
 fn limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::targets::Target;
+    use crate::domain::did::Did;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::domain::verdict::{LastError, Reason};
+    use crate::seed::Chance;
+    use crate::store::listing::Staged;
+
+    const NOW_MS: i64 = 1_700_000_000_000;
+
+    struct Bench {
+        rows: Rows,
+        clock: Clock,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        /// So many accounts of `did:plc`, in rows from 1 on, and one of `did:web` in the row behind them.
+        fn new(plc: i64) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(NOW_MS));
+            let path = folder.path().join("state.db");
+            let chance = Chance::seeded(1);
+            let mut rows = Rows::open(&path, policy, clock.clone(), chance).unwrap().0;
+            let letter = |n: i64| char::from(b'a' + u8::try_from(n % 20).unwrap());
+            let name =
+                |n| format!("did:plc:{}{}", letter(n / 20), letter(n).to_string().repeat(23));
+            let names = (0..plc).map(name).chain(["did:web:a.test".to_owned()]);
+            let targets =
+                names.map(|it| Ok::<_, StoreError>(Target::Did(Did::parse(&it).unwrap())));
+            let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();
+            staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
+            Self { rows, clock, _folder: folder }
+        }
+
+        fn run(&mut self, batch: Batch) -> Batched {
+            self.rows.transaction(|rows| rows.run_batch(&batch)).unwrap()
+        }
+
+        /// Leases so many of `did:plc` and brings them to this host, whose row it gives.
+        fn ready(&mut self, host: &str, count: usize) -> i64 {
+            let leased = self.run(Batch { plc: count, ..Batch::default() }).plc;
+            assert_eq!(leased.len(), count);
+            let events = leased.iter().map(|it| (it.id, resolved(host))).collect();
+            self.run(Batch { events, ..Batch::default() }).applied[0].after.host.unwrap()
+        }
+
+        fn fetch(&mut self, host: i64, count: usize) -> Batched {
+            self.run(Batch { hosts: vec![(host, count)], ..Batch::default() })
+        }
+
+        fn host_rows(&mut self) -> Vec<HostRow> {
+            self.run(Batch { hosts_anew: true, ..Batch::default() }).hosts_anew.unwrap()
+        }
+    }
+
+    fn resolved(host: &str) -> Event {
+        Event::Resolved(Identity {
+            endpoint: format!("https://{host}"),
+            host: host.to_owned(),
+            key: "did:key:z".to_owned(),
+            earlier_keys: Vec::new(),
+            handle: None,
+        })
+    }
+
+    fn ids(leased: &[Leased]) -> Vec<i64> {
+        leased.iter().map(|it| it.id.0).collect()
+    }
+
+    fn fetched(done: &Batched) -> Vec<i64> {
+        done.fetch.iter().map(|(_, leased)| leased.id.0).collect()
+    }
+
+    #[test]
+    fn a_batch_is_empty_without_anything_to_write_or_lease() {
+        assert!(Batch::default().is_empty());
+        let id = AccountId(1);
+        let each = [
+            Batch { events: vec![(id, Event::Due)], ..Batch::default() },
+            Batch { patience: vec![(None, Event::Due)], ..Batch::default() },
+            Batch { silences: vec![(1, 0)], ..Batch::default() },
+            Batch { hosts: vec![(1, 0)], ..Batch::default() },
+            Batch { promote: true, ..Batch::default() },
+            Batch { alone: true, ..Batch::default() },
+            Batch { hosts_anew: true, ..Batch::default() },
+            Batch { plc: 1, ..Batch::default() },
+            Batch { web: 1, ..Batch::default() },
+            Batch { plc: 1, web: 1, ..Batch::default() },
+        ];
+        for batch in each {
+            assert!(!batch.is_empty(), "{batch:?}");
+        }
+    }
+
+    #[test]
+    fn accounts_are_leased_in_turn_and_those_that_come_back_take_no_others_turn() {
+        let mut bench = Bench::new(5);
+        let take = |bench: &mut Bench, count| bench.run(Batch { plc: count, ..Batch::default() });
+        assert_eq!(ids(&take(&mut bench, 2).plc), [1, 2]);
+        // Given back at once: the others come first, then they, each once.
+        let events = [1, 2].map(|id| (AccountId(id), Event::GivenBack)).to_vec();
+        bench.run(Batch { events, ..Batch::default() });
+        assert_eq!(ids(&take(&mut bench, 2).plc), [3, 4]);
+        assert_eq!(ids(&take(&mut bench, 2).plc), [5, 1]);
+        assert_eq!(ids(&take(&mut bench, 9).plc), [2]);
+        let done = bench.run(Batch { plc: 9, web: 9, ..Batch::default() });
+        assert_eq!((ids(&done.plc), ids(&done.web)), (vec![], vec![6]));
+        assert_eq!(
+            (done.web[0].did.as_str(), done.web[0].identity.as_ref()),
+            ("did:web:a.test", None)
+        );
+        assert_eq!((done.counts.queued, done.run.ended()), (0, 0));
+        let moved: Vec<_> = done.applied.iter().map(|it| (it.id.0, it.after.state)).collect();
+        assert_eq!(moved, [(6, State::Resolving)]);
+    }
+
+    #[test]
+    fn a_host_gives_what_it_has_ready_and_is_dry_once_it_has_no_more() {
+        let mut bench = Bench::new(6);
+        let host = bench.ready("a.test", 5);
+        let other = bench.ready("b.test", 1);
+        let done = bench.fetch(host, 2);
+        assert_eq!((fetched(&done), done.dry), (vec![1, 2], vec![]));
+        assert!(done.fetch.iter().all(|(at, _)| *at == host));
+        assert_eq!(done.fetch[0].1.identity.as_ref().unwrap().host, "a.test");
+        // As many as there are: that nothing is left is only known of one that has less.
+        let done = bench.fetch(host, 3);
+        assert_eq!((fetched(&done), done.dry), (vec![3, 4, 5], vec![]));
+        let done = bench.fetch(host, 1);
+        assert_eq!((fetched(&done), done.dry), (vec![], vec![host]));
+        let done = bench.fetch(other, 2);
+        assert_eq!((fetched(&done), done.dry), (vec![6], vec![other]));
+        // At the end of the process they all go back to where they were.
+        let ended = bench.rows.transaction(|rows| rows.end_leases(&Event::GivenBack)).unwrap();
+        assert_eq!(ended, 6);
+        assert_eq!(fetched(&bench.fetch(host, 9)), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn identities_that_outlived_the_cache_are_passed_over_up_to_a_bound() {
+        let old = i64::try_from(OUTLIVED_MAX).unwrap();
+        let mut bench = Bench::new(old + 10);
+        let count = OUTLIVED_MAX + 3;
+        let host = bench.ready("a.test", count);
+        let ttl = LedgerPolicy::default().cache_ttl;
+        bench.clock.set_wall_ms(NOW_MS + i64::try_from(ttl.as_millis()).unwrap());
+        assert_eq!(bench.ready("a.test", 4), host);
+        // Two leases, and as many as may be tried beside: all of them are old, and one more is.
+        let done = bench.fetch(host, 2);
+        assert_eq!((fetched(&done), done.dry), (vec![], vec![]));
+        assert_eq!(done.applied.len(), OUTLIVED_MAX + 2);
+        assert!(done.applied.iter().all(|it| it.after.state == State::Queued));
+        // The last old one, and those that are young, in one batch.
+        let done = bench.fetch(host, 3);
+        assert_eq!((fetched(&done), done.dry), (vec![old + 4, old + 5, old + 6], vec![]));
+        let done = bench.fetch(host, 3);
+        assert_eq!((fetched(&done), done.dry), (vec![old + 7], vec![host]));
+    }
+
+    #[test]
+    fn who_runs_alone_is_leased_alone_wherever_it_stands() {
+        let mut bench = Bench::new(3);
+        let nobody = bench.run(Batch { alone: true, ..Batch::default() });
+        assert_eq!((nobody.alone, nobody.applied), (None, Vec::new()));
+        let host = bench.ready("a.test", 3);
+        assert_eq!(fetched(&bench.fetch(host, 2)), [1, 2]);
+        let events =
+            vec![(AccountId(1), Event::TooLargeForNow), (AccountId(2), Event::TooLargeForNow)];
+        bench.run(Batch { events, ..Batch::default() });
+        let row = |ready, others, silence_ms| {
+            let name = "a.test".to_owned();
+            HostRow { id: host, name, ready, others, silence_ms }
+        };
+        assert_eq!(bench.host_rows(), [row(1, 2, 0)]);
+        assert_eq!(fetched(&bench.fetch(host, 9)), [3], "the others are not leased beside it");
+        let (at, leased) = bench.run(Batch { alone: true, ..Batch::default() }).alone.unwrap();
+        assert_eq!((at, leased.id, leased.edition), (Some(host), AccountId(1), 0));
+        assert_eq!(leased.identity.unwrap().host, "a.test");
+        // Its identity has outlived the cache: it is asked for anew, alone too.
+        let ttl = LedgerPolicy::default().cache_ttl;
+        bench.clock.set_wall_ms(NOW_MS + i64::try_from(ttl.as_millis()).unwrap());
+        let (at, leased) = bench.run(Batch { alone: true, ..Batch::default() }).alone.unwrap();
+        assert_eq!((at, leased.id, leased.identity), (None, AccountId(2), None));
+        assert_eq!(bench.host_rows(), [row(0, 2, 0)], "two are being fetched");
+    }
+
+    #[test]
+    fn what_waits_comes_back_when_it_is_due_and_nothing_waits_beyond_any_setting() {
+        let mut bench = Bench::new(3);
+        let host = bench.ready("a.test", 3);
+        bench.fetch(host, 3);
+        let far = NOW_MS + WAIT_MS_MAX;
+        let at = [NOW_MS + 10, far, far + 1];
+        let events = (1..).zip(at).map(|(id, at)| (AccountId(id), Event::NotBefore(at)));
+        let done = bench.run(Batch { events: events.collect(), ..Batch::default() });
+        assert_eq!(done.next_due_ms, Some(at[0]));
+        let promoted = |bench: &mut Bench| {
+            let done = bench.run(Batch { promote: true, ..Batch::default() });
+            (done.applied.iter().map(|it| it.id.0).collect::<Vec<_>>(), done.next_due_ms)
+        };
+        bench.clock.set_wall_ms(at[0] - 1);
+        assert_eq!(promoted(&mut bench), (vec![], Some(at[0])));
+        bench.clock.set_wall_ms(NOW_MS);
+        bench.rows.transaction(Rows::end_absurd_waits).unwrap();
+        assert_eq!(promoted(&mut bench), (vec![3], Some(at[0])));
+        bench.clock.set_wall_ms(at[0]);
+        assert_eq!(promoted(&mut bench), (vec![1], Some(far)));
+        let silences = vec![(host, 70)];
+        bench.run(Batch { silences, ..Batch::default() });
+        let rows = bench.host_rows();
+        assert_eq!((rows[0].ready, rows[0].others, rows[0].silence_ms), (2, 1, 70));
+        assert_eq!(WAIT_MS_MAX, 31 * 24 * 3_600_000);
+    }
+
+    #[test]
+    fn the_end_of_patience_is_for_those_who_wait_for_that_host_or_for_the_directory() {
+        let mut bench = Bench::new(5);
+        let host = bench.ready("a.test", 2);
+        bench.ready("b.test", 1);
+        let event = |reason| Event::PatienceEnded {
+            reason,
+            last_error: Some(LastError::Timeout),
+            detail: String::new(),
+        };
+        let parked = |bench: &mut Bench, host, reason| {
+            let patience = vec![(host, event(reason))];
+            let done = bench.run(Batch { patience, ..Batch::default() });
+            assert!(done.applied.iter().all(|it| it.after.state == State::Parked(reason)));
+            done.applied.iter().map(|it| it.id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(parked(&mut bench, Some(host), Reason::HostUnavailable), [1, 2]);
+        // Neither who has a host, nor whom another directory tells.
+        assert_eq!(parked(&mut bench, None, Reason::DirectoryUnavailable), [4, 5]);
+    }
+}

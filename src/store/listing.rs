@@ -292,7 +292,8 @@ mod tests {
         assert_eq!(listed, count as u64);
         let steps = steps.into_inner();
         assert_eq!(steps[..2], [Step::Read(100_000), Step::Read(200_000)]);
-        assert!(steps.contains(&Step::Known(100_000)));
+        let known = steps.iter().filter(|step| matches!(step, Step::Known(_)));
+        assert!(known.eq([&Step::Known(100_000), &Step::Known(200_000)]));
         assert_eq!(steps.last(), Some(&Step::Swapped(count as u64, count as u64)));
         assert!(steps.iter().filter(|step| matches!(step, Step::Swapped(..))).count() == 20);
         let sorted = "SELECT count(*) FROM accounts a JOIN accounts b ON b.id = a.id + 1 WHERE a.did > b.did";

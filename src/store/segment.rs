@@ -241,3 +241,109 @@ impl SegmentReader {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::items::Item;
+    use crate::store::journal::Journal;
+
+    fn revision(did: &str) -> Revision {
+        Revision { did: did.to_owned(), ..Revision::default() }
+    }
+
+    fn item(text: &str) -> Item {
+        Item { queue: 0, records: 1, payload: text.as_bytes().to_vec() }
+    }
+
+    /// Three segments: of `a` and `b`, of `b`, and of `a` again.
+    fn sealed(folder: &Path, data_id: &str) -> Journal {
+        let labels = vec!["post".to_owned()];
+        let mut journal = Journal::open(folder, data_id, labels, 1 << 30, 0).unwrap();
+        for group in [&["a", "b"][..], &["b"], &["a"]] {
+            for did in group {
+                let items = [item("[1]"), item("[22]")];
+                journal.append_account(&revision(did), &[&items[0], &items[1]]).unwrap();
+            }
+            journal.seal_group().unwrap();
+        }
+        journal
+    }
+
+    #[test]
+    fn whose_rows_lie_in_sealed_segments_is_found_and_what_is_no_segment_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let _journal = sealed(path, &"a".repeat(32));
+        let whole = std::fs::read(path.join("00000002.seg")).unwrap();
+        for (name, bytes) in [
+            ("00000004.seg", &whole[..20]),
+            ("00000005.part", &whole),
+            ("x.seg", &whole),
+            ("6", &whole),
+        ] {
+            crate::store::durable::Folder::open(path)
+                .and_then(|folder| folder.create(name)?.append(bytes))
+                .unwrap();
+        }
+        let held = sealed_accounts(path).unwrap();
+        let expected = [("a".to_owned(), vec![1, 3]), ("b".to_owned(), vec![1, 2])];
+        assert_eq!(held, HashMap::from(expected));
+    }
+
+    #[test]
+    fn items_keep_their_numbers_and_places_when_accounts_are_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = sealed(folder.path(), &"a".repeat(32));
+        let mut segment = journal.next_after(0).unwrap().unwrap();
+        let read = |segment: &SegmentReader| {
+            let mut buffer = Vec::new();
+            let items: Vec<Placed> = segment.items().collect();
+            let each = items.iter().map(|it| {
+                let text = segment.read(it, &mut buffer).unwrap().to_owned();
+                (it.index, it.account, text)
+            });
+            each.collect::<Vec<_>>()
+        };
+        let one = |index, account, text: &str| (index, account, text.to_owned());
+        let all = [one(0, 0, "[1]"), one(1, 0, "[22]"), one(2, 1, "[1]"), one(3, 1, "[22]")];
+        assert_eq!(read(&segment), all);
+        segment.pass_over(&[0]);
+        assert_eq!((segment.passed_over(), segment.is_passed_over(1)), (vec![0], false));
+        assert_eq!(read(&segment), all[2..]);
+    }
+
+    #[test]
+    fn a_segment_of_another_directory_and_bytes_that_are_none_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = "a".repeat(32);
+        drop(sealed(folder.path(), &id));
+        let path = folder.path().join("00000001.seg");
+        let of = |bytes: &[u8], id: &str| {
+            let path = folder.path().join("copy");
+            let mut copy = File::create(&path).unwrap();
+            std::io::Write::write_all(&mut copy, bytes).unwrap();
+            SegmentReader::open(&path, 1, id).err().map(|error| error.to_string())
+        };
+        let whole = std::fs::read(&path).unwrap();
+        assert_eq!(of(&whole, &id), None);
+        let other = of(&whole, &"b".repeat(32)).unwrap();
+        assert!(other.contains("belongs to another data directory"), "{other}");
+        let least = HEADER_LENGTH + FOOTER_LENGTH;
+        for (bytes, said) in [
+            (&whole[..least - 1], "too short"),
+            (&whole[1..], "no segment header"),
+            (&whole[..whole.len() - 1], "its footer is wrong"),
+        ] {
+            let error = of(bytes, &id).unwrap();
+            assert!(error.contains(said), "{said}: {error}");
+        }
+        // A table of its own, which says less than there is.
+        let empty = Table { labels: Vec::new(), accounts: Vec::new() };
+        let head = header(&id);
+        let begin = head.len() as u64;
+        assert_eq!(of(&[head.clone(), trailer(&empty, begin)].concat(), &id), None);
+        let error = of(&[head, b"[1]".to_vec(), trailer(&empty, begin + 3)].concat(), &id).unwrap();
+        assert!(error.contains("its table does not fit its items"), "{error}");
+    }
+}

@@ -74,3 +74,33 @@ impl Spares {
         drop(self.take_all());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_kept_as_are_settled_together_and_no_long_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = Folder::open(folder.path()).unwrap();
+        let mut spares = Spares::default();
+        assert!(spares.wants(2 * STEP_BYTES) && !spares.wants(2 * STEP_BYTES + 1));
+        for number in 0..SPARES_MAX {
+            assert!(spares.wants(1), "{number}");
+            let (segment, name) = (format!("{number}.seg"), format!("spare-{number}.part"));
+            std::fs::File::create(folder.path().join(&segment)).unwrap();
+            spares.keep(&held, &segment, name, 1).unwrap();
+            // A name that is not durable is not written over, and counts.
+            assert!(number >= SPARES_MAX / 2 || spares.take().is_none());
+            if number == SPARES_MAX / 2 {
+                spares.settle(&held).unwrap();
+            }
+        }
+        assert!(!spares.wants(1));
+        let last_durable = format!("spare-{}.part", SPARES_MAX / 2);
+        assert_eq!(spares.take(), Some((last_durable, 1)));
+        assert!(spares.wants(1));
+        assert_eq!(spares.take_all().len(), SPARES_MAX - 1);
+        assert!(spares.take().is_none() && spares.take_all().is_empty());
+    }
+}

@@ -368,6 +368,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_larger_than_the_share_is_not_kept_even_alone_and_what_fills_it_is() {
+        let memory = Budget::new(1 << 20);
+        let pool = SpoolPool::new(PathBuf::new(), 1 << 20, memory, 1 << 30);
+        let kept = || pool.kept.buffers.lock().unwrap().iter().map(Vec::capacity).sum::<usize>();
+        for (length, left) in [(200_000, 0), (65_536, 65_536), (131_072, 65_536)] {
+            let mut spool = pool.open();
+            // Nothing is ready for it that it could begin with.
+            let ready = std::mem::take(&mut *pool.kept.buffers.lock().unwrap());
+            spool.write(&vec![1; length]).unwrap();
+            *pool.kept.buffers.lock().unwrap() = ready;
+            drop(spool);
+            assert_eq!(kept(), left, "{length}");
+        }
+        let (mut one, mut two) = (pool.open(), pool.open());
+        one.write(&[1; 65_536]).unwrap();
+        two.write(&[2; 65_536]).unwrap();
+        drop((one, two));
+        assert_eq!(kept(), 131_072);
+    }
+
+    #[test]
     fn the_disk_share_is_a_limit() {
         let folder = tempfile::tempdir().unwrap();
         let pool = SpoolPool::new(folder.path().to_owned(), 0, Budget::new(0), 2 * DISK_STEP_BYTES);

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::config::targets::Target;
-    use crate::domain::account::AccountId;
+    use crate::domain::account::{AccountId, Refreshed};
     use crate::domain::did::Did;
     use crate::domain::ledger::LedgerPolicy;
     use crate::domain::verdict::{Cause, Failure, Reason};
@@ -203,5 +203,50 @@ mod tests {
             assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
         }
         assert_eq!(text.matches("skyfill_retries_total{").count(), 2);
+    }
+
+    #[test]
+    fn refreshes_are_told_by_what_came_of_them_and_only_what_there_is() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            let mut tally = Tally::default();
+            [Kind::Unchanged, Kind::Unchanged, Kind::Exported, Kind::RefreshDropped]
+                .into_iter()
+                .for_each(|kind| tally.refreshed(kind));
+            tally.committed(1);
+        });
+        let text = recorder.handle().render();
+        let figures = |text: &str| {
+            let lines =
+                text.lines().filter(|line| line.contains("refreshed") && !line.starts_with('#'));
+            let mut lines: Vec<String> = lines.map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        let told =
+            |outcome, count| format!("skyfill_refreshed_total{{outcome=\"{outcome}\"}} {count}");
+        assert_eq!(figures(&text), [told("changed", 1), told("unchanged", 2)]);
+        assert!(!text.contains("skyfill_records_deleted_total"));
+
+        let queued = BTreeMap::from([("post".to_owned(), 2), (DELETED_LABEL.to_owned(), 3)]);
+        let revision = Revision {
+            exported: BTreeMap::from([("post".to_owned(), 7)]),
+            refresh: Some(Refreshed { previous_rev: "3k".to_owned(), queued }),
+            ..Revision::default()
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let mut tally = Tally::default();
+            [Kind::WithoutLeaves, Kind::Failed(None)]
+                .into_iter()
+                .for_each(|kind| tally.refreshed(kind));
+            tally.exported(&revision);
+            tally.committed(1);
+        });
+        let text = recorder.handle().render();
+        let all = [("changed", 1), ("failed", 1), ("unchanged", 2), ("without_leaves", 1)];
+        assert_eq!(figures(&text), all.map(|(outcome, count)| told(outcome, count)));
+        for line in ["skyfill_records_deleted_total 3", "skyfill_records_total{type=\"post\"} 2"] {
+            assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
+        }
     }
 }

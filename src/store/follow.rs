@@ -414,6 +414,7 @@ mod tests {
     use crate::sink::Parked;
     use crate::store::apply::{Export, LedgerFollower};
     use crate::store::followers::{Following, Lag};
+    use crate::store::heard::Messages;
     use crate::store::items::Item;
     use crate::store::ledger_rows::Rows;
     use crate::store::listing::Staged;
@@ -635,6 +636,42 @@ mod tests {
         assert!(health.failure().is_none());
         assert_eq!(sink.held.lock().unwrap().rows, [rows, more].concat());
         assert_eq!(bench.ledger.0.lock().unwrap().1["sink:memory"], Position::after(43));
+    }
+
+    #[tokio::test]
+    async fn that_a_sink_waits_and_goes_on_is_said_once() {
+        let (bench, sink) = (Bench::new(), Memory::default());
+        let running = bench.start("memory", &sink).unwrap();
+        let told = watch::Sender::new(vec![Followed::new("memory", Position::default(), 1)]);
+        let thread = Thread {
+            index: 0,
+            name: "memory".to_owned(),
+            sink: Box::new(sink),
+            woken: sync_channel(1).1,
+            told: Arc::new(told),
+            journal: Arc::clone(&running.journal),
+            applier: running.applier.clone(),
+            health: running.health.clone(),
+            clock: Clock::system(),
+            is_finishing: Arc::default(),
+            taken: Position::default(),
+            settled: Position::default(),
+            unsettled: 0,
+            unsettled_bytes: 0,
+            lag_max: 1,
+            teller: None,
+            ends_at: None,
+            is_over: false,
+        };
+        let said = |what: Option<&str>| Messages::of(|| thread.wait_for(what.map(str::to_owned)));
+        let waits = || thread.told.borrow()[0].waits.clone();
+        assert_eq!(said(None), Vec::<String>::new());
+        assert_eq!(said(Some("away")), ["a sink waits, the others go on"]);
+        assert_eq!((said(Some("away")), waits().as_deref()), (vec![], Some("away")));
+        assert_eq!((said(Some("busy")), waits().as_deref()), (vec![], Some("busy")));
+        assert_eq!(said(None), ["a sink goes on"]);
+        assert_eq!((said(None), waits()), (vec![], None));
+        running.stop().await;
     }
 
     #[tokio::test]

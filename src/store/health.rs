@@ -150,62 +150,39 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use tracing_subscriber::Layer;
-    use tracing_subscriber::layer::{Context, SubscriberExt};
-
     use super::*;
+    use crate::store::heard::Messages;
 
     fn full() -> StoreError {
         StoreError::Full { path: "x".into(), free_bytes: 0 }
     }
 
-    /// Messages of the log.
-    #[derive(Clone, Default)]
-    struct Messages(Arc<Mutex<Vec<String>>>);
-
-    impl<S: tracing::Subscriber> Layer<S> for Messages {
-        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-            let mut keep = |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-                if field.name() == "message" {
-                    self.0.lock().unwrap().push(format!("{value:?}"));
-                }
-            };
-            event.record(&mut keep as &mut dyn tracing::field::Visit);
-        }
-    }
-
-    /// What is lacking is said once, however often it is met, and again when it is lacking again.
+    /// However often it is met, and again when it is lacking again.
     #[test]
     fn what_is_lacking_and_its_end_are_said_once() {
-        let (health, messages) = (Health::default(), Messages::default());
-        let told = || std::mem::take(&mut *messages.0.lock().unwrap());
+        let health = Health::default();
         let no_descriptor = StoreError::Descriptors { path: "x".into(), limit: 9 };
-        let subscriber = tracing_subscriber::registry().with(messages.clone());
-        // With a second one alive, what another thread logs first is not decided by that thread alone, which has none.
-        let _another = tracing::Dispatch::new(tracing_subscriber::registry());
-        tracing::subscriber::with_default(subscriber, || {
-            for _ in 0..2 {
+        for _ in 0..2 {
+            let told = Messages::of(|| {
                 let mut tries = 0;
                 let done = health.wait_out("one", || {
                     tries += 1;
                     if tries == 3 { Ok(()) } else { Err(full()) }
                 });
                 done.unwrap();
-                let expected =
-                    ["the disk is full, everything waits", "there is space again, going on"];
-                assert_eq!(told(), expected);
-            }
-            for _ in 0..2 {
-                health.lacks("two", no_descriptor.lack(), &no_descriptor);
-            }
-            assert_eq!(told(), ["no descriptor is left, everything waits"]);
-            assert!(health.is_full());
-            (0..2).for_each(|_| health.cleared("two"));
-            assert_eq!(told(), ["there are descriptors again, going on"]);
-            assert!(!health.is_full());
-        });
+            });
+            assert_eq!(
+                told,
+                ["the disk is full, everything waits", "there is space again, going on"]
+            );
+        }
+        let lacks = || health.lacks("two", no_descriptor.lack(), &no_descriptor);
+        let told = Messages::of(|| (0..2).for_each(|_| lacks()));
+        assert_eq!(told, ["no descriptor is left, everything waits"]);
+        assert!(health.is_full());
+        let told = Messages::of(|| (0..2).for_each(|_| health.cleared("two")));
+        assert_eq!(told, ["there are descriptors again, going on"]);
+        assert!(!health.is_full());
     }
 
     #[test]

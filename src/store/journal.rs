@@ -576,6 +576,18 @@ mod tests {
     }
 
     #[test]
+    fn an_account_may_be_as_long_as_the_whole_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = open(folder.path(), STEP_BYTES, 0);
+        let most = usize::try_from(STEP_BYTES - HEADER_BYTES).unwrap();
+        let mut large = journal.begin_large().unwrap();
+        journal.append_large(&mut large, &[item(0, &"x".repeat(most))]).unwrap();
+        let more = journal.append_large(&mut large, &[item(0, "x")]);
+        assert!(matches!(more, Err(JournalError::TooLarge)));
+        assert_eq!(journal.used_bytes(), STEP_BYTES);
+    }
+
+    #[test]
     fn every_damaged_byte_is_noticed_and_the_file_stays() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = open(folder.path(), 1 << 30, 0);

@@ -17,6 +17,8 @@ pub mod follow;
 mod follow_names;
 pub mod followers;
 pub mod health;
+#[cfg(test)]
+mod heard;
 pub mod items;
 pub mod journal;
 mod journal_error;

@@ -109,12 +109,16 @@ mod tests {
     fn a_thread_whose_job_hangs_is_replaced_and_ends_when_the_job_does() {
         let threads = Threads::start("test", 1, 4).unwrap();
         let (release, hangs) = sync_channel::<()>(1);
+        let (begin, begun) = sync_channel::<()>(1);
         let (tell, told) = sync_channel(4);
         let name = || std::thread::current().name().unwrap().to_owned();
         threads.run(move || {
+            begin.send(()).unwrap();
             let _released = hangs.recv();
             After::End
         });
+        // The first thread has it: otherwise the second could take it, and the first what is said.
+        begun.recv().unwrap();
         let say = move || {
             let tell = tell.clone();
             move || {

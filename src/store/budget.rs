@@ -138,6 +138,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_joined_is_held_until_the_whole_is_dropped() {
+        let budget = Budget::new(10 << 10);
+        let (mut first, second) =
+            (budget.try_take(2 << 10).unwrap(), budget.try_take(3 << 10).unwrap());
+        first.merge(second);
+        assert_eq!((first.bytes(), budget.used()), (5 << 10, 5 << 10));
+        drop(first);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
     fn a_waiting_thread_is_cancelled() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

@@ -86,8 +86,7 @@ impl KafkaSink {
     }
 
     fn state(&mut self) -> Result<&mut State, StoreError> {
-        let missing = || StoreError::sink("it was asked for something before it had begun");
-        self.state.as_mut().ok_or_else(missing)
+        self.state.as_mut().ok_or_else(not_begun)
     }
 
     /// An open lane, and the position that its cluster has; `None`: it has none.
@@ -126,13 +125,9 @@ impl KafkaSink {
 
     /// Makes sure that the topic of `label` can take its rows; gives its name.
     fn topic(&mut self, label: &str) -> Result<String, StoreError> {
-        let topic = topics::of_label(&self.clients.broker.prefix, label);
-        if !self.state()?.looked_at.contains(&topic) {
-            topics::ensure(&self.clients, std::slice::from_ref(&topic), true)
-                .map_err(|error| self.named(error))?;
-            self.state()?.looked_at.insert(topic.clone());
-        }
-        Ok(topic)
+        let state = self.state.as_mut().ok_or_else(not_begun)?;
+        let ensured = topics::ensured(&self.clients, &mut state.looked_at, label);
+        ensured.map_err(|error| self.named(error))
     }
 
     fn named(&self, error: StoreError) -> StoreError {
@@ -291,6 +286,10 @@ struct Transaction {
     bytes: u64,
     /// The position behind it.
     behind: Position,
+}
+
+fn not_begun() -> StoreError {
+    StoreError::sink("it was asked for something before it had begun")
 }
 
 /// The name of the sink in what the follower does not name.

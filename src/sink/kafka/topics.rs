@@ -9,6 +9,7 @@
 //! How long rows are kept is the operator's: an existing topic that will delete some is named with the command that keeps them,
 //! and used.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -30,6 +31,23 @@ const READER: &str = "skyfill-reader";
 #[must_use]
 pub fn of_label(prefix: &str, label: &str) -> String {
     format!("{prefix}.{label}")
+}
+
+/// Name of the topic of `label`, which is looked at, and made if it is missing, unless it is among those `looked_at`.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensured(
+    clients: &Clients,
+    looked_at: &mut BTreeSet<String>,
+    label: &str,
+) -> Result<String, StoreError> {
+    let topic = of_label(&clients.broker.prefix, label);
+    if !looked_at.contains(&topic) {
+        ensure(clients, std::slice::from_ref(&topic), true)?;
+        looked_at.insert(topic.clone());
+    }
+    Ok(topic)
 }
 
 /// Sends each row of `payload`, a JSON array, to `topic` under `key` with `headers`.

@@ -121,13 +121,7 @@ impl WorkerSink {
 
     /// Makes sure that the topic of `label` can take its rows; gives its name.
     fn topic(&mut self, label: &str) -> Result<String, StoreError> {
-        let clients = self.holdings.clients();
-        let topic = topics::of_label(&clients.broker.prefix, label);
-        if !self.looked_at.contains(&topic) {
-            topics::ensure(clients, std::slice::from_ref(&topic), true)?;
-            self.looked_at.insert(topic.clone());
-        }
-        Ok(topic)
+        topics::ensured(self.holdings.clients(), &mut self.looked_at, label)
     }
 }
 

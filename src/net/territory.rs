@@ -83,13 +83,20 @@ impl Territory {
         }
     }
 
+    /// Whether the lease holds now; everywhere there is none to end.
+    #[must_use]
+    pub fn is_leased(&self, now: Instant) -> bool {
+        let Some(shared) = &self.shared else { return true };
+        shared.terms.read().unwrap_or_else(PoisonError::into_inner).is_leased(now)
+    }
+
     /// Whether this host (as `Identity::host`) may be asked now.
     #[must_use]
     pub fn holds(&self, host: &str, now: Instant) -> bool {
         let Some(shared) = &self.shared else { return true };
         let terms = shared.terms.read().unwrap_or_else(PoisonError::into_inner);
         let is_owned = terms.partition_of(host).is_some_and(|it| terms.owned.contains(&it));
-        let is_leased = terms.until.is_some_and(|until| now < until);
+        let is_leased = terms.is_leased(now);
         if is_owned && !is_leased {
             // Still under the lock: the renewal that ends this lapse comes after it, and sees it.
             shared.has_lapsed.store(true, Ordering::Release);
@@ -117,6 +124,10 @@ impl Territory {
 }
 
 impl Terms {
+    fn is_leased(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
     fn partition_of(&self, host: &str) -> Option<i32> {
         i32::try_from(partition::of_key(host, self.partitions?)).ok()
     }

@@ -155,6 +155,12 @@ impl Intake {
         // Whoever had them before can commit nothing more: what is there now is all.
         let news = known::catch_up(self.holdings.clients(), self.holdings.known())?;
         tracing::info!(partitions = self.opened.len(), accounts = news, "reading goes on");
+        // What was decided and nobody here heard of, before anything asks for the same accounts again.
+        for (partition, window) in &self.opened {
+            let admitted = self.holdings.admitted(*partition).into_iter();
+            self.holdings.leave(*partition, admitted.filter(|it| window.is_decided(*it)));
+        }
+        self.take_out_left()?;
         for (partition, window) in std::mem::take(&mut self.opened) {
             let again = self.again.remove(&partition).then(|| window.base());
             self.readings.insert(partition, Reading::new(window));
@@ -249,8 +255,19 @@ impl Intake {
         Ok(())
     }
 
-    /// Tells the ledger what is decided and told.
+    /// Tells the ledger what others have to do with now.
+    fn take_out_left(&self) -> Result<(), Trouble> {
+        for (partition, offsets) in self.holdings.left() {
+            let out = offsets.clone();
+            self.reach.ledger().run_blocking(move |rows| rows.hand_over_inputs(partition, &out))?;
+            self.holdings.taken_out(partition, &offsets);
+        }
+        Ok(())
+    }
+
+    /// Tells the ledger what is decided and told, and what was left.
     pub fn drop_told(&mut self) -> Result<(), Trouble> {
+        self.take_out_left()?;
         let mut told: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
         for (partition, offset) in self.holdings.take_told() {
             told.entry(partition).or_default().push(offset);

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use rdkafka::message::OwnedHeaders;
 
+use crate::crash_point;
 use crate::pipeline::Reach;
 use crate::pipeline::sharing::Trouble;
 use crate::sink::Parked;
@@ -54,14 +55,15 @@ struct Telling {
 impl Teller {
     /// Tells what came without rows.
     pub fn tell(&self, stragglers: Stragglers) -> Result<(), Trouble> {
-        let ledger = self.reach.ledger();
-        let parked = ledger.run_blocking(|rows| rows.parked_inputs(TOLD_AT_ONCE))?;
         let holdings = self.holdings.clone();
-        let strayed = ledger.run_blocking(move |rows| {
-            rows.strayed_inputs(TOLD_AT_ONCE, &|host, _partition| holdings.has_host(host))
+        // In one go: each is a transaction of the writer.
+        let (parked, strayed, forgotten) = self.reach.ledger().run_blocking(move |rows| {
+            let is_ours = |host: &str, _partition| holdings.has_host(host);
+            let strayed = rows.strayed_inputs(TOLD_AT_ONCE, &is_ours)?;
+            Ok((rows.parked_inputs(TOLD_AT_ONCE)?, strayed, rows.forgotten_inputs(TOLD_AT_ONCE)?))
         })?;
         // Nobody is to hear of them any more.
-        for input in ledger.run_blocking(|rows| rows.forgotten_inputs(TOLD_AT_ONCE))? {
+        for input in forgotten {
             self.holdings.settle((input.partition, input.offset));
         }
         let mut telling: BTreeMap<i32, Telling> = BTreeMap::new();
@@ -90,12 +92,13 @@ impl Teller {
         if !holding.ready(&self.holdings)? {
             return Ok(());
         }
-        // What was committed although nobody heard of it.
+        // What was committed although nobody heard of it: told, or handed over.
         let of_parked = telling.parked.iter().map(|it| it.offset);
+        let told: Vec<i64> = of_parked.filter(|at| holding.is_decided(*at)).collect();
+        holding.forget(&self.holdings, &told, &[])?;
         let of_strayed = telling.strayed.iter().map(|it| it.offset);
-        let decided: Vec<i64> =
-            of_parked.chain(of_strayed).filter(|at| holding.is_decided(*at)).collect();
-        holding.forget(&self.holdings, &decided, &[])?;
+        let moved = of_strayed.chain(telling.straggler.iter().map(|(at, _)| *at));
+        self.holdings.leave(partition, moved.filter(|at| holding.is_decided(*at)));
         telling.parked.retain(|it| !holding.is_decided(it.offset));
         telling.strayed.retain(|it| !holding.is_decided(it.offset));
         telling.straggler = telling.straggler.filter(|(at, _)| !holding.is_decided(*at));
@@ -108,6 +111,8 @@ impl Teller {
         let moved = told.inspect_err(|_| holding.abandon())?;
         drop(holding);
         if !moved.is_empty() {
+            // The topics say that others do them, and nobody here has heard of it.
+            crash_point!(SinkKafkaHandedOverBeforeTold);
             tracing::info!(partition, accounts = moved.len(), "accounts were handed over");
             self.reach
                 .ledger()

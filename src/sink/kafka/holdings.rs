@@ -31,7 +31,7 @@ use crate::sink::kafka::dids;
 use crate::sink::kafka::group::{GroupConsumer, Renewal, heard_by};
 use crate::sink::kafka::holding::Holding;
 use crate::sink::kafka::inputs::Inputs;
-use crate::sink::kafka::known::Known;
+use crate::sink::kafka::known::{self, Known};
 
 /// What the group has given this process, as far as both threads and the group's callbacks share it.
 #[derive(Debug)]
@@ -60,7 +60,8 @@ struct Table {
     told: Vec<(i32, i64)>,
     /// To be decided without anything else: their accounts are done, or are none.
     settled: BTreeMap<i32, BTreeSet<i64>>,
-    lease: Option<Instant>,
+    /// Decided without their accounts being done: somebody else's now, and the ledger does not know yet.
+    left: BTreeSet<(i32, i64)>,
 }
 
 /// The holdings of a member of the group.
@@ -118,12 +119,12 @@ impl Shared {
         for partition in partitions {
             table.inputs.remove_partition(*partition);
             table.settled.remove(partition);
+            table.left.retain(|(left, _)| left != partition);
         }
     }
 
     /// The group has this process as a member, and keeps it at least `until` then.
     pub fn confirmed(&self, until: Instant) {
-        self.table().lease = Some(until);
         self.territory.renew(until);
     }
 
@@ -149,8 +150,7 @@ impl Holdings {
 
     /// What an earlier process had admitted: account, partition and offset.
     pub fn begin<'i>(&self, inputs: impl Iterator<Item = (&'i str, i32, i64)>) {
-        let mut table = self.shared.table();
-        inputs.for_each(|(did, partition, offset)| table.inputs.add(did, partition, offset));
+        inputs.for_each(|(did, at, offset)| self.shared.table().inputs.add(did, at, offset));
     }
 
     /// What is left of `partitions` that the group did not give back is given up.
@@ -215,8 +215,7 @@ impl Holdings {
     /// Whether the group is sure to have this process as a member still.
     #[must_use]
     pub fn is_member(&self) -> bool {
-        let now = self.shared.clock.now();
-        self.shared.table().lease.is_some_and(|until| now < until)
+        self.shared.territory.is_leased(self.shared.clock.now())
     }
 
     /// The partitions that it has.
@@ -280,6 +279,46 @@ impl Holdings {
         Ok(!is_done)
     }
 
+    /// Whether the account that the topics call `shown` is done, whoever did it and whether or not he heard of it: asks the topic.
+    ///
+    /// # Errors
+    /// As [`known::catch_up`].
+    pub fn is_done(&self, shown: &str) -> Result<bool, StoreError> {
+        known::catch_up(&self.shared.clients, &self.shared.known)?;
+        lock(&self.shared.known).has(shown)
+    }
+
+    /// Messages of a partition that turned out to be decided while their accounts are not done. They stand until
+    /// [`Holdings::taken_out`]: the ledger takes whoever asks for the same accounts until then for one more of them.
+    pub fn leave(&self, partition: i32, offsets: impl IntoIterator<Item = i64>) {
+        let mut table = self.shared.table();
+        table.left.extend(offsets.into_iter().map(|offset| (partition, offset)));
+    }
+
+    /// Messages of a partition that were admitted.
+    #[must_use]
+    pub fn admitted(&self, partition: i32) -> Vec<i64> {
+        self.shared.table().inputs.of_partition(partition).collect()
+    }
+
+    /// Those, by partition: the ledger is to be told that it has nothing to do with them any more.
+    #[must_use]
+    pub fn left(&self) -> BTreeMap<i32, Vec<i64>> {
+        let mut left = BTreeMap::<i32, Vec<i64>>::new();
+        let table = self.shared.table();
+        table.left.iter().for_each(|(at, offset)| left.entry(*at).or_default().push(*offset));
+        left
+    }
+
+    /// The ledger knows of those.
+    pub fn taken_out(&self, partition: i32, offsets: &[i64]) {
+        let mut table = self.shared.table();
+        for offset in offsets {
+            table.inputs.remove(partition, *offset);
+            table.left.remove(&(partition, *offset));
+        }
+    }
+
     /// A message that is decided as soon as something is committed: it is of no account.
     pub fn settle(&self, (partition, offset): (i32, i64)) {
         let mut table = self.shared.table();
@@ -337,9 +376,8 @@ impl Holdings {
     /// Whether a host is in a partition that this process has.
     #[must_use]
     pub fn has_host(&self, host: &str) -> bool {
-        let table = self.shared.table();
-        let partition = crate::domain::partition::of_key(host, table.partitions);
-        i32::try_from(partition).is_ok_and(|partition| table.held.contains_key(&partition))
+        let partition = self.shared.territory.partition_of(host);
+        partition.is_some_and(|partition| self.shared.table().held.contains_key(&partition))
     }
 
     /// `offsets` of `partition` are decided: in the window, which is committed.

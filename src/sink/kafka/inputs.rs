@@ -35,8 +35,7 @@ impl Inputs {
 
     /// Everything of a partition.
     pub fn remove_partition(&mut self, partition: i32) {
-        let offsets: Vec<i64> =
-            self.by_partition.get(&partition).into_iter().flatten().map(|(at, _)| *at).collect();
+        let offsets: Vec<i64> = self.of_partition(partition).collect();
         offsets.into_iter().for_each(|offset| self.remove(partition, offset));
         self.by_partition.remove(&partition);
     }
@@ -49,6 +48,11 @@ impl Inputs {
 }
 
 impl Inputs {
+    /// Messages of a partition: their offsets.
+    pub fn of_partition(&self, partition: i32) -> impl Iterator<Item = i64> {
+        self.by_partition.get(&partition).into_iter().flatten().map(|(offset, _)| *offset)
+    }
+
     /// How many messages of a partition there are.
     #[must_use]
     pub fn count(&self, partition: i32) -> usize {

@@ -48,16 +48,18 @@ impl WorkerSink {
     /// The accounts of `segment` that a partition of ours asked for, by partition.
     fn asked<'s>(&self, segment: &'s SegmentReader) -> BTreeMap<i32, Vec<Asked<'s>>> {
         let start = Position { segment: segment.number, item: 0 };
-        let items: Vec<SinkItem<'_>> = segment.items_from(start).collect();
+        let mut items = segment.items_from(start).peekable();
         let mut by_partition: BTreeMap<i32, Vec<Asked<'_>>> = BTreeMap::new();
         for revision in segment.accounts() {
+            let its =
+                std::iter::from_fn(|| items.next_if(|item| std::ptr::eq(item.account, revision)));
+            let its = its.collect();
             let Some((partition, offsets)) = self.holdings.asked(&revision.did) else {
                 tracing::debug!(did = %revision.did, "nobody asks for it here any more");
                 continue;
             };
-            let is_its = |item: &&SinkItem<'_>| std::ptr::eq(item.account, revision);
-            let items = items.iter().filter(is_its).copied().collect();
-            by_partition.entry(partition).or_default().push(Asked { revision, items, offsets });
+            let asked = Asked { revision, items: its, offsets };
+            by_partition.entry(partition).or_default().push(asked);
         }
         by_partition
     }
@@ -72,8 +74,9 @@ impl WorkerSink {
         let is_decided =
             |account: &&Asked<'_>| account.offsets.iter().any(|offset| holding.is_decided(*offset));
         let (decided, due): (Vec<_>, Vec<_>) = accounts.iter().partition(is_decided);
-        if !decided.is_empty() {
-            let (offsets, done) = ended(&decided);
+        let done = done_of(&decided, &holding, &holdings)?;
+        if !done.is_empty() {
+            let (offsets, done) = ended(&done);
             holding.forget(&holdings, &offsets, &done)?;
         }
         if due.is_empty() {
@@ -123,6 +126,29 @@ impl WorkerSink {
     fn topic(&mut self, label: &str) -> Result<String, StoreError> {
         topics::ensured(self.holdings.clients(), &mut self.looked_at, label)
     }
+}
+
+/// Those of `decided` that are done: a commit that nobody heard of was theirs. A message is decided as well if it was handed
+/// over, and then somebody else's message asks for the account, maybe one of ours that was read meanwhile: it is not done, and
+/// waits until the ledger has heard of that.
+fn done_of<'a, 's>(
+    decided: &[&'a Asked<'s>],
+    holding: &Holding,
+    holdings: &Holdings,
+) -> Result<Vec<&'a Asked<'s>>, StoreError> {
+    let (mut done, mut left) = (Vec::new(), Vec::new());
+    for account in decided {
+        if holdings.is_done(account.revision.shown_did())? {
+            done.push(*account);
+        } else {
+            left.extend(account.offsets.iter().copied().filter(|it| holding.is_decided(*it)));
+        }
+    }
+    if !left.is_empty() {
+        holdings.leave(holding.partition, left);
+        return Err(StoreError::busy("messages that were handed over leave the ledger first"));
+    }
+    Ok(done)
 }
 
 /// Messages and accounts that are at their end.

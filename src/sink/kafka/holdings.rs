@@ -279,13 +279,13 @@ impl Holdings {
         Ok(!is_done)
     }
 
-    /// Whether the account that the topics call `shown` is done, whoever did it and whether or not he heard of it: asks the topic.
+    /// Which of the accounts that the topics call `shown` are done, whether or not this process has heard of it.
     ///
     /// # Errors
     /// As [`known::catch_up`].
-    pub fn is_done(&self, shown: &str) -> Result<bool, StoreError> {
+    pub fn are_done(&self, shown: &[&str]) -> Result<Vec<bool>, StoreError> {
         known::catch_up(&self.shared.clients, &self.shared.known)?;
-        lock(&self.shared.known).has(shown)
+        shown.iter().map(|shown| lock(&self.shared.known).has(shown)).collect()
     }
 
     /// Messages of a partition that turned out to be decided while their accounts are not done. They stand until

@@ -74,9 +74,9 @@ impl WorkerSink {
         let is_decided =
             |account: &&Asked<'_>| account.offsets.iter().any(|offset| holding.is_decided(*offset));
         let (decided, due): (Vec<_>, Vec<_>) = accounts.iter().partition(is_decided);
-        let done = done_of(&decided, &holding, &holdings)?;
-        if !done.is_empty() {
-            let (offsets, done) = ended(&done);
+        if !decided.is_empty() {
+            self.make_sure_done(&holding, &decided)?;
+            let (offsets, done) = ended(&decided);
             holding.forget(&holdings, &offsets, &done)?;
         }
         if due.is_empty() {
@@ -87,6 +87,22 @@ impl WorkerSink {
             holding.commit(&holdings, &offsets, &done)
         });
         sent.inspect_err(|_| holding.abandon())
+    }
+
+    /// Makes sure that accounts whose messages are `decided` are done: that a commit which nobody heard of was theirs. A message
+    /// is decided, too, if it was handed over; somebody else's asks for the account then, maybe one of ours that was read
+    /// meanwhile. Such an account is not done, and waits until the ledger has heard of that.
+    fn make_sure_done(&self, holding: &Holding, decided: &[&Asked<'_>]) -> Result<(), StoreError> {
+        let shown: Vec<&str> = decided.iter().map(|it| it.revision.shown_did()).collect();
+        let are_done = self.holdings.are_done(&shown)?;
+        let others = decided.iter().zip(are_done).filter(|(_, is_done)| !is_done);
+        let offsets = others.flat_map(|(account, _)| account.offsets.iter().copied());
+        let left: Vec<i64> = offsets.filter(|offset| holding.is_decided(*offset)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.holdings.leave(holding.partition, left);
+        Err(StoreError::busy("messages that were handed over leave the ledger first"))
     }
 
     /// Sends rows first and records last.
@@ -126,29 +142,6 @@ impl WorkerSink {
     fn topic(&mut self, label: &str) -> Result<String, StoreError> {
         topics::ensured(self.holdings.clients(), &mut self.looked_at, label)
     }
-}
-
-/// Those of `decided` that are done: a commit that nobody heard of was theirs. A message is decided as well if it was handed
-/// over, and then somebody else's message asks for the account, maybe one of ours that was read meanwhile: it is not done, and
-/// waits until the ledger has heard of that.
-fn done_of<'a, 's>(
-    decided: &[&'a Asked<'s>],
-    holding: &Holding,
-    holdings: &Holdings,
-) -> Result<Vec<&'a Asked<'s>>, StoreError> {
-    let (mut done, mut left) = (Vec::new(), Vec::new());
-    for account in decided {
-        if holdings.is_done(account.revision.shown_did())? {
-            done.push(*account);
-        } else {
-            left.extend(account.offsets.iter().copied().filter(|it| holding.is_decided(*it)));
-        }
-    }
-    if !left.is_empty() {
-        holdings.leave(holding.partition, left);
-        return Err(StoreError::busy("messages that were handed over leave the ledger first"));
-    }
-    Ok(done)
 }
 
 /// Messages and accounts that are at their end.

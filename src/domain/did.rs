@@ -149,6 +149,7 @@ mod tests {
         assert_eq!((plc.method(), plc.identifier()), (DidMethod::Plc, "44ybard66vv44zksje25o7dz"));
         let web = Did::parse("did:web:Example.COM").unwrap();
         assert_eq!((web.method(), web.as_str()), (DidMethod::Web, "did:web:example.com"));
+        assert_eq!(format!("{web} {web:?}"), "did:web:example.com did:web:example.com");
         for text in ["localhost%3A2583", "localhost", "localhosting.net", "localhost.example.com"] {
             assert!(Did::parse(&format!("did:web:{text}")).is_ok(), "{text}");
         }

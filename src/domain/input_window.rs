@@ -110,16 +110,9 @@ impl InputWindow {
         if self.runs.is_empty() {
             return String::new();
         }
-        // What this many runs need at least is longer than the bits.
+        let runs = self.encode_runs();
         let map_bytes = MAP.len() as u64 + self.span_end().abs_diff(self.base).div_ceil(6);
-        let least = RUNS.len() as u64 + 4 * self.runs.len() as u64 - 1;
-        if least <= map_bytes {
-            let runs = self.encode_runs();
-            if runs.len() as u64 <= map_bytes {
-                return runs;
-            }
-        }
-        self.encode_map()
+        if runs.len() as u64 <= map_bytes { runs } else { self.encode_map() }
     }
 
     fn encode_runs(&self) -> String {
@@ -233,6 +226,9 @@ mod tests {
         assert_eq!(window(&[3, 4, 120]).encode(), "w1:r3,2,115,1");
         let every_second: Vec<i64> = (1..16).step_by(2).collect();
         assert_eq!(window(&every_second).encode(), "w1:mqqo");
+        // One run, in each as short as it can be.
+        assert_eq!(window(&(9..18).collect::<Vec<_>>()).encode(), "w1:r9,9");
+        assert_eq!(window(&(1..7).collect::<Vec<_>>()).encode(), "w1:mfg");
         // A gap of any length is a run like any other.
         let mut wide = InputWindow::new(0);
         wide.note_gap(5, i64::MAX);

@@ -707,9 +707,15 @@ mod tests {
             let failure = Failure::new(Cause::HostFault, Some(LastError::Http5xx), "");
             Event::Failed { failure, host_usable_ms }
         };
-        for (now_ms, host_usable_ms, attempts) in
-            [(100, Some(50), 0), (200, None, 0), (300, Some(150), 0), (400, Some(350), 1)]
-        {
+        for (now_ms, host_usable_ms, attempts) in [
+            (100, Some(50), 0),
+            (200, None, 0),
+            (300, Some(150), 0),
+            (400, Some(350), 1),
+            // Usable when it failed there last, and not since.
+            (500, Some(400), 1),
+            (600, Some(501), 2),
+        ] {
             fetching(&mut account, "a", now_ms);
             account.apply(fault(host_usable_ms), &policy, at(now_ms));
             assert_eq!(account.attempts, attempts, "at {now_ms}");
@@ -746,6 +752,25 @@ mod tests {
         waiting.body_begun = false;
         waiting.apply(Event::ProcessDied, &policy, at(0));
         assert_eq!((waiting.process_deaths, waiting.attempts), (0, 0));
+    }
+
+    #[test]
+    fn a_death_is_charged_only_to_a_suspect_that_ran_alone() {
+        let policy = LedgerPolicy::default();
+        for (deaths_before, alone, lone_deaths) in [
+            (CRASHES_MAX - 1, true, 0),
+            (CRASHES_MAX - 1, false, 0),
+            (CRASHES_MAX, false, 0),
+            (CRASHES_MAX, true, 1),
+        ] {
+            let mut account = Account::default();
+            fetching(&mut account, "a", 0);
+            (account.process_deaths, account.ran_alone) = (deaths_before, alone);
+            account.apply(Event::ProcessDied, &policy, at(0));
+            assert_eq!(account.process_deaths, deaths_before + 1);
+            let charged = (account.lone_deaths, account.state == State::RetryAt(LONE_WAIT_MS));
+            assert_eq!(charged, (lone_deaths, lone_deaths > 0), "{deaths_before}, alone: {alone}");
+        }
     }
 
     /// A model that knows only counts: 200,000 random events, every invariant after each.

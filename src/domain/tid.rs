@@ -15,7 +15,7 @@ pub fn claimed_ms(text: &str) -> Option<i64> {
         return None;
     }
     let value = |b: u8| u64::from(if b <= b'7' { b - b'2' } else { b - b'a' + 6 });
-    let number = text.bytes().fold(0, |number, b| number << 5 | value(b));
+    let number = text.bytes().fold(0, |number, b| number * 32 + value(b));
     // 53 bits of microseconds, then 10 of a clock's number.
     i64::try_from((number >> 10) / 1_000).ok()
 }

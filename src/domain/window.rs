@@ -80,7 +80,7 @@ fn bucket(civil: Civil) -> Option<Civil> {
 
 impl Civil {
     fn stamp(self) -> Stamp {
-        let [century, year] = [two_digits(self.year / 100), two_digits(self.year % 100)];
+        let [century, year] = [two_digits(self.year / 100), two_digits(self.year)];
         let [month, day] = [two_digits(self.month), two_digits(self.day)];
         let [hour, minute, second] = [self.hour, self.minute, self.second].map(two_digits);
         let mut stamp = *b"0000-00-00-00:00:00";
@@ -117,7 +117,7 @@ impl Civil {
     }
 }
 
-/// Digits of a number below 100.
+/// The last two digits of a number.
 const fn two_digits(number: u32) -> [u8; 2] {
     [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8]
 }
@@ -304,6 +304,9 @@ mod tests {
         assert_eq!(utc("2024-10-05T00:00:00+00:00:30.5"), "2024-10-04-23:59:30");
         assert_eq!(utc("2024-10-05T12:34:56 +09:00"), "2024-10-05-12:34:56");
         assert_eq!(utc("2024-10-05T12:34:56+24:00"), "2024-10-05-12:34:56");
+        assert_eq!(utc("2024-10-05T12:34:56+23:59:59"), "2024-10-04-12:34:57");
+        assert_eq!(utc("2024-10-05T12:34:56+00:60"), "2024-10-05-12:34:56");
+        assert_eq!(utc("2024-10-05T12:34:56+00:00:60"), "2024-10-05-12:34:56");
         assert_eq!(utc("2024-10-05T12:34:56+09:00Z"), "2024-10-05-12:34:56");
         assert_eq!(utc("2024-10-05T12:34:56+9:00"), "2024-10-05-12:34:56");
         assert_eq!(utc("2024-10-05T12:34:56.+09:00"), "2024-10-05-12:34:56");

@@ -319,13 +319,12 @@ fn has_duplicate_key(entries: &[u8], pairs: u64) -> Result<bool, CborError> {
     Ok(keys.windows(2).any(|pair| pair[0] == pair[1]))
 }
 
-/// IEEE 754 half precision (RFC 8949, appendix D).
+/// IEEE 754 half precision (RFC 8949, appendix D); NaN for what is not finite.
 fn half_to_f64(half: u16) -> f64 {
     let (exponent, mantissa) = (i32::from(half >> 10 & 0x1f), f64::from(half & 0x3ff));
     let magnitude = match exponent {
         0 => mantissa * 2_f64.powi(-24),
-        31 if mantissa == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
+        31 => f64::NAN, // or infinity: neither is finite
         _ => (mantissa + 1024.0) * 2_f64.powi(exponent - 25),
     };
     if half & 0x8000 == 0 { magnitude } else { -magnitude }
@@ -424,6 +423,20 @@ mod tests {
         assert_eq!(check(&nested(CBOR_DEPTH_MAX)), Ok(false));
         assert_eq!(check(&nested(CBOR_DEPTH_MAX + 1)), Err(CborError::Depth));
         assert_eq!(check(&vec![0x81; 1_000_000]), Err(CborError::Depth));
+    }
+
+    #[test]
+    fn keys_that_ascend_need_no_second_look_and_all_others_do() {
+        let is_sorted = |keys: &[&'static str]| {
+            let mut open = Open::new(true, keys.len() as u64, 0);
+            keys.iter().for_each(|key| open.note_key(key.as_bytes()));
+            open.is_sorted
+        };
+        assert!(is_sorted(&["b", "c", "aa", "ab", "aaa"]), "shorter ones first");
+        assert!(is_sorted(&["", "a"]) && is_sorted(&["a"]) && is_sorted(&[]));
+        for keys in [["a", "c", "b"], ["a", "b", "b"], ["aa", "b", "cc"], ["b", "a", "c"]] {
+            assert!(!is_sorted(&keys), "{keys:?}");
+        }
     }
 
     #[test]

@@ -82,17 +82,15 @@ pub fn write_text(cid: &[u8], out: &mut Vec<u8>) {
     }
     out.push(b'b');
     groups.iter().for_each(|group| out.extend_from_slice(&digits_of(*group)));
-    if !rest.is_empty() {
-        let mut group = [0; 5];
-        group[..rest.len()].copy_from_slice(rest);
-        out.extend_from_slice(&digits_of(group)[..(rest.len() * 8).div_ceil(5)]);
-    }
+    let mut group = [0; 5];
+    group[..rest.len()].copy_from_slice(rest);
+    out.extend_from_slice(&digits_of(group)[..(rest.len() * 8).div_ceil(5)]);
 }
 
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "ten bits are wanted")]
-fn digits_of(group: [u8; 5]) -> [u8; 8] {
-    let bits = group.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+fn digits_of([a, b, c, d, e]: [u8; 5]) -> [u8; 8] {
+    let bits = u64::from_be_bytes([0, 0, 0, a, b, c, d, e]);
     let pair = |shift: u32| PAIRS[(bits >> shift) as usize & 1023];
     let ([a, b], [c, d], [e, f], [g, h]) = (pair(30), pair(20), pair(10), pair(0));
     [a, b, c, d, e, f, g, h]
@@ -122,5 +120,31 @@ mod tests {
             assert_eq!(Cid::from_bytes(&ours.to_bytes()), Some(ours));
         }
         assert_eq!(Cid::from_bytes(&[1, 0x71, 0x12, 0x20]), None);
+    }
+
+    #[test]
+    fn a_cid_of_any_length_is_base32_without_padding() {
+        let text = |bytes: &[u8]| {
+            let mut out = b"before ".to_vec();
+            write_text(bytes, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        // RFC 4648, section 10.
+        let rfc = ["", "my", "mzxq", "mzxw6", "mzxw6yq", "mzxw6ytb", "mzxw6ytboi"];
+        for (length, digits) in rfc.into_iter().enumerate() {
+            assert_eq!(text(&b"foobar"[..length]), format!("before b{digits}"));
+        }
+        // Bit by bit, on both sides of the usual length.
+        let bytes: Vec<u8> = (0..90_u32).map(|n| (n * 37 + 11) as u8).collect();
+        for length in 0..bytes.len() {
+            let bits: Vec<u8> =
+                (0..length * 8).map(|at| bytes[at / 8] >> (7 - at % 8) & 1).collect();
+            let digit = |bits: &[u8]| {
+                let value = bits.iter().fold(0, |value, bit| value * 2 + bit);
+                char::from(BASE32[usize::from(value << (5 - bits.len()))])
+            };
+            let digits: String = bits.chunks(5).map(digit).collect();
+            assert_eq!(text(&bytes[..length]), format!("before b{digits}"), "{length} bytes");
+        }
     }
 }

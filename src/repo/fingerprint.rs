@@ -11,7 +11,14 @@ use std::sync::OnceLock;
 #[must_use]
 pub fn of(digest: &[u8; 32]) -> u32 {
     static KEY: OnceLock<u64> = OnceLock::new();
-    let key = *KEY.get_or_init(|| RandomState::new().hash_one("skyfill") | 1);
+    mixed(digest, *KEY.get_or_init(|| RandomState::new().hash_one("skyfill")))
+}
+
+/// The fingerprint under a key, any number.
+#[inline]
+fn mixed(digest: &[u8; 32], key: u64) -> u32 {
+    // A product with an odd number loses nothing.
+    let key = key | 1;
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| digest[at + i]));
     let product = u128::from(word(0) ^ key) * u128::from(word(8) | 1);
     let mixed = (low(product) ^ low(product >> 64)).wrapping_mul(key);
@@ -39,6 +46,9 @@ mod tests {
 
     const SAMPLES: u32 = 256;
 
+    /// Random and not.
+    const KEYS: [u64; 6] = [0, 1, 2, 1 << 63, 0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03];
+
     fn with_words(first: u64, second: u64) -> [u8; 32] {
         let mut digest = [7; 32];
         digest[..8].copy_from_slice(&first.to_le_bytes());
@@ -50,28 +60,35 @@ mod tests {
     fn every_bit_of_both_words_changes_about_half_of_the_fingerprint() {
         let mut random = fastrand::Rng::with_seed(1);
         // The lowest bit of the second word is set in any case.
-        for bit in (0..128).filter(|bit| *bit != 64) {
+        for (key, bit) in KEYS.iter().flat_map(|key| (0..128).map(move |bit| (*key, bit))) {
+            if bit == 64 {
+                continue;
+            }
             let mut changed = 0;
             for _ in 0..SAMPLES {
                 let words = [random.u64(..), random.u64(..)];
                 let other = u128::from(words[0]) | u128::from(words[1]) << 64;
                 let other = other ^ 1 << bit;
-                let (first, second) = (low(other), low(other >> 64));
-                let difference =
-                    of(&with_words(words[0], words[1])) ^ of(&with_words(first, second));
-                changed += difference.count_ones();
+                let other = mixed(&with_words(low(other), low(other >> 64)), key);
+                changed += (mixed(&with_words(words[0], words[1]), key) ^ other).count_ones();
             }
             let of_32 = f64::from(changed) / f64::from(SAMPLES);
-            assert!((8.0..24.0).contains(&of_32), "bit {bit}: {of_32}");
+            assert!((14.0..18.0).contains(&of_32), "key {key:x}, bit {bit}: {of_32}");
         }
     }
 
     #[test]
-    fn no_word_makes_all_fingerprints_the_same() {
+    fn no_word_and_no_key_makes_all_fingerprints_the_same() {
         for second in [0, 1, 2] {
             let all = (0..1_000).map(|first| of(&with_words(first, second)));
             let different: std::collections::HashSet<u32> = all.collect();
             assert!(different.len() > 500, "{second}: {}", different.len());
+        }
+        let mut random = fastrand::Rng::with_seed(1);
+        for key in KEYS {
+            let all = (0..1_000).map(|_| mixed(&with_words(random.u64(..), random.u64(..)), key));
+            let different: std::collections::HashSet<u32> = all.collect();
+            assert!(different.len() > 990, "{key:x}: {}", different.len());
         }
     }
 

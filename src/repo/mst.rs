@@ -227,11 +227,12 @@ pub fn checked_key<'k>(
 #[inline]
 fn head(major: u8, bytes: &[u8]) -> Option<(usize, &[u8])> {
     let (initial, rest) = bytes.split_first()?;
-    let info = initial.checked_sub(major).filter(|info| *info < 32)?;
-    match (info, rest) {
-        (0..24, rest) => Some((usize::from(info), rest)),
+    match (initial.checked_sub(major)?, rest) {
+        (info @ 0..24, rest) => Some((usize::from(info), rest)),
         (24, [low, rest @ ..]) => Some((usize::from(*low), rest)),
-        (25, [high, low, rest @ ..]) => Some((usize::from(*high) << 8 | usize::from(*low), rest)),
+        (25, [high, low, rest @ ..]) => {
+            Some((usize::from(u16::from_be_bytes([*high, *low])), rest))
+        }
         _ => None,
     }
 }
@@ -267,17 +268,27 @@ fn not_a_node() -> RepoError {
 
 #[cfg(test)]
 mod tests {
+    use ipld_core::ipld::Ipld;
+
     use super::*;
 
-    /// A node of keys of 1,024 bytes that differ in their last four only.
-    fn node_of_long_keys(count: u16) -> Vec<u8> {
-        let mut block = [b"\xa2\x61e\x99".as_slice(), &count.to_be_bytes()].concat();
-        let mut before = Vec::new();
-        for number in 0..count {
+    /// Keys of 1,024 bytes that differ in their last four only.
+    fn long_keys(count: u16) -> Vec<Vec<u8>> {
+        let key = |number| {
             let mut key = b"app.bsky.feed.like/".to_vec();
             key.resize(MST_KEY_BYTES_MAX - 4, b'a');
             key.extend(format!("{number:04}").bytes());
-            let shared = key.iter().zip(&before).take_while(|(one, other)| one == other).count();
+            key
+        };
+        (0..count).map(key).collect()
+    }
+
+    fn node_of_keys(keys: &[Vec<u8>]) -> Vec<u8> {
+        let count = u16::try_from(keys.len()).unwrap();
+        let mut block = [b"\xa2\x61e\x99".as_slice(), &count.to_be_bytes()].concat();
+        let mut before: &[u8] = &[];
+        for key in keys {
+            let shared = key.iter().zip(before).take_while(|(one, other)| one == other).count();
             let rest = &key[shared..];
             block.extend(b"\xa4\x61k\x59");
             block.extend((rest.len() as u16).to_be_bytes());
@@ -372,6 +383,44 @@ mod tests {
     }
 
     #[test]
+    fn a_node_as_everybody_writes_it_is_read_by_comparing_whatever_its_size() {
+        // On both sides of each width of a length in CBOR: of the suffix, the prefix and the number of entries.
+        let lengths = [22, 23, 24, 255, 256, 1_000].map(|length| vec![vec![b'a'; length]]);
+        let shared = [23, 24, 255, 256].map(|length| {
+            let key = |last| [vec![b'a'; length], vec![last]].concat();
+            vec![key(b'a'), key(b'b')]
+        });
+        let counts =
+            [1, 23, 24, 255, 256].map(|count| (1_000..1_000 + count).map(|n| n.to_string().into()));
+        for keys in lengths.into_iter().chain(shared).chain(counts.map(Iterator::collect)) {
+            let link =
+                |number| Ipld::Link(cid::Cid::try_from(&cid(number).to_bytes()[..]).unwrap());
+            let map = |fields: Vec<(&str, Ipld)>| {
+                Ipld::Map(
+                    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+                )
+            };
+            let mut before: &[u8] = &[];
+            let mut entries = Vec::new();
+            for key in &keys {
+                let same = key.iter().zip(before).take_while(|(one, other)| one == other).count();
+                let (shared, rest) =
+                    (Ipld::Integer(same as i128), Ipld::Bytes(key[same..].to_vec()));
+                entries.push(map(vec![("p", shared), ("k", rest), ("v", link(1)), ("t", link(2))]));
+                before = key;
+            }
+            let node = map(vec![("l", Ipld::Null), ("e", Ipld::List(entries))]);
+            let block = serde_ipld_dagcbor::to_vec(&node).unwrap();
+            let (mut fast, mut any) = (Node::default(), Node::default());
+            assert!(fast.read_canonical(&block).is_some(), "{} keys, {:?}", keys.len(), keys[0]);
+            any.read_any(&block).unwrap();
+            for node in [fast, any] {
+                assert!(node.entries.iter().map(|entry| node.key(entry)).eq(&keys));
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_node_is_refused_by_its_rule() {
         let no_node = "invalid tree: a block that is not an MST node";
         let one = |entry| node(None, &[entry], "el");
@@ -394,6 +443,9 @@ mod tests {
         let two = |second| node(None, &[entry(ENTRIES[0], "kptv"), entry(second, "kptv")], "el");
         assert_eq!(refused(&one(entry((1, b"a", Some(1), None), "kptv"))), prefix, "the first");
         assert_eq!(refused(&two((10, b"x", Some(1), None))), prefix, "longer than the key before");
+        let three = |third| [entries("kptv")[..2].to_vec(), vec![entry(third, "kptv")]].concat();
+        let beyond = node(None, &three((10, b"x", Some(1), None)), "el");
+        assert_eq!(refused(&beyond), prefix, "longer than the second key");
         assert_eq!(refused(&two((5, b"/two", Some(1), None))), prefix, "shorter than it could be");
         assert!(refused(&two((9, b"x", Some(1), None))).is_empty(), "all of the key before");
         let raw = [b"\xd8\x2a\x58\x25\x00\x01\x70\x12\x20", &[7; 32][..]].concat();
@@ -445,11 +497,15 @@ mod tests {
 
     #[test]
     fn a_small_node_cannot_stand_for_keys_without_end() {
-        let node = Node::read(&node_of_long_keys(2_048)).unwrap();
+        let node = Node::read(&node_of_keys(&long_keys(2_048))).unwrap();
         assert_eq!((node.entries.len(), node.keys.len()), (2_048, MST_NODE_KEYS_BYTES_MAX));
-        let block = node_of_long_keys(2_049);
+        let block = node_of_keys(&long_keys(2_049));
         assert!(block.len() < 200_000, "{} bytes", block.len());
-        let error = Node::read(&block).map(|node| node.keys.len()).unwrap_err();
-        assert_eq!(error.to_string(), "invalid tree: a node whose keys are more than 2 MiB");
+        let over = "invalid tree: a node whose keys are more than 2 MiB";
+        assert_eq!(refused(&block), over);
+        // One byte too many, where the last key adds one to the key before it.
+        let one_byte = [vec![vec![b'a']], long_keys(2_048)].concat();
+        assert_eq!(refused(&node_of_keys(&one_byte)), over);
+        assert_eq!(refused(&node_of_keys(&one_byte[..2_048])), "");
     }
 }

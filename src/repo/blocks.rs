@@ -292,6 +292,8 @@ fn usize_of(offset: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -307,6 +309,20 @@ mod tests {
         }
 
         fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+            self.0.read_at(offset, buffer)
+        }
+    }
+
+    /// Counts the bytes that are asked of it.
+    struct Counted(OnDisk, AtomicUsize);
+
+    impl Source for Counted {
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+            self.1.fetch_add(buffer.len(), Ordering::Relaxed);
             self.0.read_at(offset, buffer)
         }
     }
@@ -405,6 +421,51 @@ mod tests {
                     assert_eq!(section.bytes, bytes.len() as u64, "{place}, {left} bytes left");
                 }
             });
+        }
+    }
+
+    #[test]
+    fn a_source_on_disk_is_listed_by_reading_it_once() {
+        let car = car_of(&blocks(3_000));
+        let disk = Counted(OnDisk(car.clone()), AtomicUsize::new(0));
+        let blocks = Blocks::index(&disk, &framed(&car, false)).unwrap();
+        assert_eq!(blocks.slots.iter().filter(|slot| **slot != 0).count(), 3_000);
+        // The windows' borders are read twice, and pages where two fingerprints meet.
+        let read = disk.1.load(Ordering::Relaxed);
+        assert!(read < car.len() + LISTING_BYTES / 2, "{read} bytes of {}", car.len());
+    }
+
+    #[test]
+    fn fingerprints_are_spread_evenly_over_all_slots() {
+        let car = car_of(&blocks(20));
+        let blocks = Blocks::index(&car, &framed(&car, true)).unwrap();
+        let mut found = vec![0; blocks.slots.len()];
+        for fingerprint in (0..=u32::MAX).step_by(1 << 20) {
+            found[blocks.first(fingerprint)] += 1;
+        }
+        let share = 4_096 / found.len();
+        assert!(found.iter().all(|found| (share..=share + 1).contains(found)), "{found:?}");
+        assert_eq!((blocks.first(0), blocks.first(u32::MAX)), (0, found.len() - 1));
+    }
+
+    #[test]
+    fn blocks_of_one_fingerprint_are_told_apart_by_their_cids() {
+        let all = blocks(10);
+        let car = car_of(&[&all[..], &all[..3]].concat());
+        // The last one: their look-ups go on from the table's end at its begin.
+        for fingerprint in [7, u32::MAX] {
+            let mut same = framed(&car, true);
+            let place = |head: &u64| slot_value(fingerprint, (head & u64::from(u32::MAX)) - 1);
+            same.heads = same.heads.iter().filter_map(place).collect();
+            let mut blocks = Blocks::index(&car, &same).unwrap();
+            assert_eq!(blocks.slots.iter().filter(|slot| **slot != 0).count(), all.len());
+            let slot = blocks.first(fingerprint);
+            let probe = Probe { fingerprint, slot, value: blocks.slots[slot] };
+            for (cid, bytes) in &all {
+                let section = blocks.finish(probe, cid).unwrap().unwrap();
+                assert_eq!(blocks.read(section).unwrap(), Some(&bytes[..]));
+            }
+            assert_eq!(blocks.finish(probe, &block(b"another".to_vec()).0).unwrap(), None);
         }
     }
 

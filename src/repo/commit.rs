@@ -93,6 +93,63 @@ mod tests {
     use super::*;
     use crate::repo::cid::Codec;
 
+    fn cid_of(codec: u64) -> cid::Cid {
+        let digest = cid::multihash::Multihash::wrap(0x12, &[7; 32]).unwrap();
+        cid::Cid::new_v1(codec, digest)
+    }
+
+    /// A commit with this field as it should be (`None` leaves it out), and what is said of it.
+    fn proven(field: &str, value: Option<Ipld>) -> Result<Commit, String> {
+        let mut fields: std::collections::BTreeMap<String, Ipld> = [
+            ("did", Ipld::String("did:web:example.com".to_owned())),
+            ("version", Ipld::Integer(VERSION)),
+            ("rev", Ipld::String("3kdgeujwlq32y".to_owned())),
+            ("data", Ipld::Link(cid_of(0x71))),
+            ("prev", Ipld::Null),
+            ("sig", Ipld::Bytes(vec![0; 64])),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        fields.remove(field);
+        fields.extend(value.map(|value| (field.to_owned(), value)));
+        let block = serde_ipld_dagcbor::to_vec(&Ipld::Map(fields)).unwrap();
+        let cid = Cid { codec: Codec::DagCbor, digest: [0; 32] };
+        prove(cid, &block, Some("did:web:example.com"), &[]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_field_of_a_commit_must_be_what_the_protocol_says() {
+        let commit = proven("unknown", Some(Ipld::Integer(1))).unwrap();
+        assert_eq!((&commit.did[..], &commit.rev[..]), ("did:web:example.com", "3kdgeujwlq32y"));
+        let data = Cid { codec: Codec::DagCbor, digest: [7; 32] };
+        assert_eq!((commit.data, commit.signed_by), (data, None));
+        let text = |text: &str| Some(Ipld::String(text.to_owned()));
+        for (field, values, what) in [
+            ("sig", [None, text("x"), Some(Ipld::Null)], "has no signature"),
+            ("version", [None, text("3"), Some(Ipld::Integer(VERSION - 1))], "is not of version 3"),
+            ("did", [None, Some(Ipld::Null), Some(Ipld::Integer(3))], "has no did"),
+            (
+                "rev",
+                [None, text("3kdgeujwlq32"), text("zkdgeujwlq32y")],
+                "has no rev that is a TID",
+            ),
+            (
+                "rev",
+                [text(""), text("3kdgeujwlq32yy"), Some(Ipld::Null)],
+                "has no rev that is a TID",
+            ),
+            ("data", [None, Some(Ipld::Null), Some(Ipld::Link(cid_of(0x70)))], "has no data link"),
+        ] {
+            for value in values {
+                let error = proven(field, value.clone()).err();
+                let wanted = format!("invalid tree: the commit {what}");
+                assert_eq!(error, Some(wanted), "{field}: {value:?}");
+            }
+        }
+        let other = proven("did", text("did:web:example.org")).unwrap_err();
+        assert!(other.contains("did:web:example.org"), "{other}");
+    }
+
     #[test]
     fn lengths_that_a_commit_only_claims_are_refused_before_anything_is_allocated_for_them() {
         let cid = Cid { codec: Codec::DagCbor, digest: [0; 32] };

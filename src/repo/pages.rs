@@ -70,7 +70,44 @@ impl<'s> Pages<'s> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    /// Counts what is asked of it, and lies nowhere.
+    struct Counted(AtomicUsize);
+
+    impl Source for Counted {
+        fn len(&self) -> u64 {
+            2 * PAGES_BYTES
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            buffer.fill((offset / PAGE_BYTES as u64 % 251) as u8);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_page_is_asked_for_once_until_another_has_its_place() {
+        let source = Counted(AtomicUsize::new(0));
+        let mut pages = Pages::new(&source);
+        let mut asked = |from: usize| {
+            let before = source.0.load(Ordering::Relaxed);
+            for number in from..from + PAGES {
+                let mut byte = [0];
+                assert_eq!(pages.read((number * PAGE_BYTES + 7) as u64, &mut byte).unwrap(), 1);
+                assert_eq!(byte, [(number % 251) as u8]);
+            }
+            source.0.load(Ordering::Relaxed) - before
+        };
+        // As many as are kept, wherever they begin; one further on is one new page.
+        assert_eq!((asked(0), asked(0)), (PAGES, 0));
+        assert_eq!((asked(1), asked(1)), (1, 0));
+        assert_eq!((asked(PAGES), asked(PAGES)), (PAGES - 1, 0));
+        assert_eq!((asked(0), asked(0)), (PAGES, 0));
+    }
 
     #[test]
     fn every_read_gives_what_a_plain_read_gives() {

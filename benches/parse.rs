@@ -254,11 +254,13 @@ fn walked(
     let (did, cancel) = (Did::parse(&repository.did).unwrap(), AtomicBool::new(false));
     let expected = Expected { did: Some(&did), key: Some(&repository.key), earlier_keys: &[] };
     let mut walk = Walk::open(&repository.car, framed, &expected, &cancel).unwrap();
+    let mut leaves = 0;
     while let Some(leaf) = walk.next_leaf().unwrap() {
         let LeafBlock::Held(bytes) = leaf.block else { panic!("a large leaf") };
         each(leaf.key, leaf.cid, bytes);
+        leaves += 1;
     }
-    walk.leaves()
+    leaves
 }
 
 fn leaves(repository: &Repository, framed: &Framed) -> Vec<Vec<u8>> {

@@ -65,9 +65,6 @@ pub const WORKER_SILENT_SECONDS: u64 = 600;
 /// systemd's watchdog (60 s), which ends the whole process, so that a disk that takes its time costs no stage.
 pub const STAGE_SILENT_SECONDS: u64 = 120;
 
-/// Records between two looks at the cancel flag while a repository is walked.
-pub const CANCEL_CHECK_RECORDS: u64 = 1_024;
-
 /// Seconds that a host may be waited for before its transfer can be called slow: short stalls are normal (PROTOCOL section 4).
 pub const DRIP_AGE_SECONDS: u64 = 60;
 

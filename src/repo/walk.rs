@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::domain::did::Did;
-use crate::limits::{CANCEL_CHECK_RECORDS, MST_DEPTH_MAX, RECORD_BYTES_MAX};
+use crate::limits::{MST_DEPTH_MAX, RECORD_BYTES_MAX};
 use crate::repo::Source;
 use crate::repo::blocks::{Blocks, Section};
 use crate::repo::car::Framed;
@@ -65,7 +65,6 @@ pub struct Walk<'s> {
     last_key: String,
     /// Bytes of the collection in it, with the slash.
     last_collection: usize,
-    leaves: u64,
     cancel: &'s AtomicBool,
 }
 
@@ -116,7 +115,6 @@ impl<'s> Walk<'s> {
             spare: Vec::new(),
             last_key: String::new(),
             last_collection: 0,
-            leaves: 0,
             cancel,
         };
         let root = find(&mut walk.blocks, &walk.commit.data, "the root node")?;
@@ -128,12 +126,6 @@ impl<'s> Walk<'s> {
     #[must_use]
     pub fn commit(&self) -> &Commit {
         &self.commit
-    }
-
-    /// Leaves handed out so far.
-    #[must_use]
-    pub fn leaves(&self) -> u64 {
-        self.leaves
     }
 
     /// The next record, or `None` at the proven end.
@@ -165,7 +157,7 @@ impl<'s> Walk<'s> {
     }
 
     fn leaf(&mut self, index: usize) -> Result<Leaf<'_>, RepoError> {
-        if self.leaves.is_multiple_of(CANCEL_CHECK_RECORDS) && self.cancel.load(Ordering::Acquire) {
+        if self.cancel.load(Ordering::Acquire) {
             return Err(RepoError::Cancelled);
         }
         let Some(frame) = self.stack.last() else {
@@ -173,7 +165,8 @@ impl<'s> Walk<'s> {
         };
         let entry = &frame.node.entries[index];
         let key = frame.node.key(entry);
-        if self.leaves > 0 && self.last_key.as_bytes() >= key {
+        // None is empty: an empty first key has no prefix length that is right.
+        if self.last_key.as_bytes() >= key {
             return Err(RepoError::tree("keys out of order"));
         }
         let before = (self.last_key.as_str(), self.last_collection);
@@ -181,7 +174,6 @@ impl<'s> Walk<'s> {
         self.last_collection = collection;
         self.last_key.clear();
         self.last_key.push_str(text);
-        self.leaves += 1;
         let section = frame.found[index];
         let block = if section.bytes > RECORD_BYTES_MAX as u64 {
             LeafBlock::TooLarge(section.bytes)
@@ -248,4 +240,229 @@ fn checked_depth(node: &Node, above: Option<u32>) -> Result<u32, RepoError> {
 
 fn find(blocks: &mut Blocks<'_>, cid: &Cid, what: &'static str) -> Result<Section, RepoError> {
     blocks.find(cid)?.ok_or(RepoError::Missing { what, cid: *cid })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ipld_core::ipld::Ipld;
+    use sha2::Sha256;
+
+    use super::*;
+    use crate::repo::car::Framer;
+    use crate::repo::mst::key_depth;
+
+    type Link = ::cid::Cid;
+    /// A key, and how long its record is; an error for one that is too large.
+    type Seen = (String, Result<usize, u64>);
+    /// Key, record, subtree after it.
+    type Written<'k> = (&'k str, Link, Option<Link>);
+
+    /// Blocks of a repository.
+    #[derive(Default)]
+    struct Forge(BTreeMap<Link, Vec<u8>>);
+
+    fn map<const N: usize>(fields: [(&str, Ipld); N]) -> Ipld {
+        Ipld::Map(fields.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
+    impl Forge {
+        fn add(&mut self, block: Vec<u8>) -> Link {
+            let hash = <Sha256 as sha2::Digest>::digest(&block);
+            let link = Link::new_v1(0x71, ::cid::multihash::Multihash::wrap(0x12, &hash).unwrap());
+            self.0.insert(link, block);
+            link
+        }
+
+        fn node(&mut self, left: Option<Link>, entries: &[Written<'_>]) -> Link {
+            let link_or_null = |link: Option<Link>| link.map_or(Ipld::Null, Ipld::Link);
+            let (mut before, mut written) = ("", Vec::new());
+            for (key, record, right) in entries {
+                let shared = key.bytes().zip(before.bytes()).take_while(|(a, b)| a == b).count();
+                written.push(map([
+                    ("p", Ipld::Integer(shared as i128)),
+                    ("k", Ipld::Bytes(key.as_bytes()[shared..].to_vec())),
+                    ("v", Ipld::Link(*record)),
+                    ("t", link_or_null(*right)),
+                ]));
+                before = key;
+            }
+            let node = map([("l", link_or_null(left)), ("e", Ipld::List(written))]);
+            self.add(serde_ipld_dagcbor::to_vec(&node).unwrap())
+        }
+
+        /// The repository of the tree below `data`, without the block `missing`.
+        fn car(&mut self, data: Link, missing: Option<Link>) -> (Vec<u8>, Framed) {
+            let fields = [
+                ("did", Ipld::String("did:web:example.com".to_owned())),
+                ("version", Ipld::Integer(3)),
+                ("rev", Ipld::String("3kdgeujwlq32y".to_owned())),
+                ("data", Ipld::Link(data)),
+                ("sig", Ipld::Bytes(vec![0; 64])),
+            ];
+            let root = self.add(serde_ipld_dagcbor::to_vec(&map(fields)).unwrap());
+            let roots = Ipld::List(vec![Ipld::Link(root)]);
+            let header = map([("roots", roots), ("version", Ipld::Integer(1))]);
+            let header = serde_ipld_dagcbor::to_vec(&header).unwrap();
+            let mut car = vec![u8::try_from(header.len()).unwrap()];
+            car.extend(header);
+            for (link, block) in self.0.iter().filter(|(link, _)| missing != Some(**link)) {
+                let mut length = link.to_bytes().len() + block.len();
+                while length > 0x7f {
+                    car.push((length & 0x7f) as u8 | 0x80);
+                    length >>= 7;
+                }
+                car.push(length as u8);
+                car.extend(link.to_bytes());
+                car.extend(block);
+            }
+            let mut framer = Framer::new(u64::MAX);
+            framer.push(&car).unwrap();
+            (car, framer.finish().unwrap())
+        }
+
+        /// What a walk over it hands out.
+        fn walked(&mut self, data: Link, missing: Option<Link>) -> Result<Vec<Seen>, RepoError> {
+            let ((car, framed), cancel) = (self.car(data, missing), AtomicBool::new(false));
+            let mut walk = Walk::open(&car, &framed, &Expected::default(), &cancel)?;
+            let mut leaves = Vec::new();
+            while let Some(leaf) = walk.next_leaf()? {
+                let length = match leaf.block {
+                    LeafBlock::Held(bytes) => Ok(bytes.len()),
+                    LeafBlock::TooLarge(bytes) => Err(bytes),
+                };
+                leaves.push((leaf.key.to_owned(), length));
+            }
+            Ok(leaves)
+        }
+
+        fn keys(&mut self, data: Link) -> Result<Vec<String>, String> {
+            let leaves = self.walked(data, None).map_err(|error| error.to_string())?;
+            Ok(leaves.into_iter().map(|(key, _)| key).collect())
+        }
+    }
+
+    /// Ascending keys of these depths.
+    fn keys<const N: usize>(depths: [u32; N]) -> [String; N] {
+        let mut all = (10_000_u32..).map(|n| format!("a.b.c/{n}"));
+        depths.map(|depth| all.find(|key| key_depth(key.as_bytes()) == depth).unwrap())
+    }
+
+    #[test]
+    fn an_empty_repository_is_one_node_without_anything() {
+        let mut forge = Forge::default();
+        let root = forge.node(None, &[]);
+        assert_eq!(forge.keys(root), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn each_child_is_exactly_one_depth_below_its_parent() {
+        let mut forge = Forge::default();
+        let record = forge.add(b"record".to_vec());
+        let all = keys([0, 1, 0, 2, 0, 1, 0]);
+        let [a, b, c, d, e, f, g] = all.each_ref().map(String::as_str);
+        let leaf = |forge: &mut Forge, key| Some(forge.node(None, &[(key, record, None)]));
+        let leaves = [a, c, e, g].map(|key| leaf(&mut forge, key));
+        let left = forge.node(leaves[0], &[(b, record, leaves[1])]);
+        let right = forge.node(leaves[2], &[(f, record, leaves[3])]);
+        let whole = forge.node(Some(left), &[(d, record, Some(right))]);
+        assert_eq!(forge.keys(whole), Ok(all.to_vec()));
+        // A depth without keys is a node all the same.
+        let between = forge.node(leaves[0], &[]);
+        let bridged = forge.node(Some(between), &[(d, record, None)]);
+        assert_eq!(forge.keys(bridged), Ok(vec![a.to_owned(), d.to_owned()]));
+
+        let empty = Some(forge.node(None, &[]));
+        // Its block need not even be there.
+        let nowhere = Some(Forge::default().node(None, &[("a.b.c/nowhere", record, None)]));
+        let (wrong, lowest) = ("a key at the wrong depth", "a node below the lowest depth");
+        for (root, error) in [
+            (forge.node(leaves[0], &[(d, record, None)]), wrong),
+            (forge.node(None, &[(d, record, leaves[2])]), wrong),
+            (forge.node(Some(whole), &[(f, record, None)]), wrong),
+            (forge.node(leaves[0], &[(c, record, None)]), lowest),
+            (forge.node(None, &[(a, record, leaves[1])]), lowest),
+            (forge.node(nowhere, &[(a, record, None)]), lowest),
+            (forge.node(None, &[(a, record, nowhere)]), lowest),
+            (forge.node(empty, &[(a, record, None)]), lowest),
+            (forge.node(empty, &[(b, record, None)]), "an empty node"),
+            (forge.node(None, &[(b, record, empty)]), "an empty node"),
+            (forge.node(leaves[0], &[]), "a root without keys above a tree"),
+            (forge.node(Some(whole), &[]), "a root without keys above a tree"),
+            (forge.node(leaves[1], &[(b, record, None)]), "keys out of order"),
+            (forge.node(None, &[("", record, None)]), "a key whose prefix length is wrong"),
+        ] {
+            assert_eq!(forge.keys(root), Err(format!("invalid tree: {error}")));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let mut forge = Forge::default();
+        let all = keys([0, 1, 0, 1, 0]);
+        let [a, b, c, d, e] = all.each_ref().map(String::as_str);
+        let records = [1, 2, 3, 4, 5].map(|n| forge.add(vec![n]));
+        let mut leaf = |key, n: usize| forge.node(None, &[(key, records[n], None)]);
+        let leaves = [leaf(a, 0), leaf(c, 2), leaf(e, 4)];
+        let entries = [(b, records[1], Some(leaves[1])), (d, records[3], Some(leaves[2]))];
+        let root = forge.node(Some(leaves[0]), &entries);
+        assert_eq!(forge.keys(root), Ok(all.to_vec()));
+        let commit = *forge
+            .0
+            .keys()
+            .find(|link| {
+                let known = [&records[..], &leaves[..], &[root]].concat();
+                !known.contains(link)
+            })
+            .unwrap();
+        let mut missing = |link: Link| match forge.walked(root, Some(link)) {
+            Err(RepoError::Missing { what, cid }) => (what, cid.to_string() == link.to_string()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(missing(commit), ("the commit", true));
+        assert_eq!(missing(root), ("the root node", true));
+        for record in records {
+            assert_eq!(missing(record), ("the record", true));
+        }
+        for leaf in leaves {
+            assert_eq!(missing(leaf), ("the node", true));
+        }
+    }
+
+    #[test]
+    fn a_walk_that_is_cancelled_ends_at_its_next_record_or_node() {
+        let mut forge = Forge::default();
+        let record = forge.add(b"record".to_vec());
+        let all = keys([1, 0]);
+        let leaf = forge.node(None, &[(&all[1], record, None)]);
+        let root = forge.node(None, &[(&all[0], record, Some(leaf))]);
+        let (car, framed) = forge.car(root, None);
+        for before in 0..3 {
+            let cancel = AtomicBool::new(false);
+            let mut walk = Walk::open(&car, &framed, &Expected::default(), &cancel).unwrap();
+            for key in &all[..before] {
+                assert_eq!(walk.next_leaf().unwrap().unwrap().key, key);
+            }
+            cancel.store(true, Ordering::Release);
+            // Behind the last record nothing is left to cancel.
+            let is_cancelled = matches!(walk.next_leaf(), Err(RepoError::Cancelled));
+            assert_eq!(is_cancelled, before < 2, "after {before} records");
+        }
+        let cancelled = AtomicBool::new(true);
+        let error = Walk::open(&car, &framed, &Expected::default(), &cancelled).err();
+        assert!(matches!(error, Some(RepoError::Cancelled)));
+    }
+
+    #[test]
+    fn a_record_is_handed_out_up_to_the_limit_and_not_beyond() {
+        let mut forge = Forge::default();
+        let all = keys([0, 0]);
+        let records = [0, 1].map(|more| forge.add(vec![7; RECORD_BYTES_MAX + more]));
+        let root = forge.node(None, &[(&all[0], records[0], None), (&all[1], records[1], None)]);
+        let [held, too_large] = [Ok(RECORD_BYTES_MAX), Err(RECORD_BYTES_MAX as u64 + 1)];
+        let [first, second] = all;
+        let leaves = forge.walked(root, None).unwrap();
+        assert_eq!(leaves, [(first, held), (second, too_large)]);
+    }
 }

@@ -78,7 +78,6 @@ impl OpenItems {
             let mut row = item.payload.split_off(before);
             row[0] = b'[';
             let full = self.close(queue);
-            self.bytes += row.len();
             self.open[queue].payload = row;
             self.open[queue].records = 1;
             return full;
@@ -163,8 +162,19 @@ mod tests {
         assert_eq!((row(&mut items, 0, &first), row(&mut items, 0, &second)), (None, None));
         let whole = items.take_largest().unwrap();
         assert_eq!((whole.records, whole.payload.len()), (2, ITEM_BYTES_MAX));
+        // One more, and the second begins an item of its own; what is open is counted once.
+        let (first, second) = ("7".repeat(100), "7".repeat(ITEM_BYTES_MAX - 102));
+        assert_eq!(row(&mut items, 0, &first), None);
+        assert_eq!(row(&mut items, 0, &second).unwrap().payload.len(), 102);
+        assert_eq!(items.bytes(), ITEM_BYTES_MAX - 101);
+        assert_eq!((items.take_largest().unwrap().records, items.bytes()), (1, 0));
         let single = "7".repeat(ITEM_BYTES_MAX + 10);
         assert_eq!(row(&mut items, 0, &single), None);
         assert_eq!(items.take_largest().unwrap().records, 1);
+        assert_eq!(
+            row(&mut OpenItems::new(1, 1), 0, &single).unwrap().records,
+            1,
+            "it is full too"
+        );
     }
 }

@@ -576,6 +576,50 @@ mod tests {
     }
 
     #[test]
+    fn spares_stay_while_there_is_room_and_give_theirs_to_an_account_that_needs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = open(folder.path(), 2 * STEP_BYTES, 0);
+        for did in ["one", "two"] {
+            journal.append_account(&revision(did), &[&item(0, "[1]")]).unwrap();
+            journal.seal_group().unwrap();
+        }
+        let spare = journal.used_bytes() / 2;
+        journal.forget_through(2).unwrap();
+        assert_eq!(journal.used_bytes(), 2 * spare);
+        // One is written over; the other stays beside the first step and not beside the second.
+        let mut large = journal.begin_large().unwrap();
+        journal.append_large(&mut large, &[item(0, "[1]")]).unwrap();
+        assert_eq!(journal.used_bytes(), spare + STEP_BYTES);
+        let long = "x".repeat(usize::try_from(STEP_BYTES).unwrap());
+        journal.append_large(&mut large, &[item(0, &long)]).unwrap();
+        assert_eq!(journal.used_bytes(), 2 * STEP_BYTES);
+        journal.seal_large(large, &revision("three")).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn more_segments_than_are_kept_as_spares_give_their_space_back_and_spares_are_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = open(folder.path(), 1 << 30, 0);
+        for number in 0..20 {
+            let did = format!("{number:02}");
+            journal.append_account(&revision(&did), &[&item(0, "[1]")]).unwrap();
+            journal.seal_group().unwrap();
+        }
+        let segment = journal.used_bytes() / 20;
+        journal.forget_through(20).unwrap();
+        let files = std::fs::read_dir(folder.path()).unwrap().count() as u64;
+        assert!((1..20).contains(&files), "{files}");
+        assert_eq!(journal.used_bytes(), files * segment);
+        // An exporter that starts again finds none of them, and needs none.
+        journal.discard_open().unwrap();
+        assert_eq!(journal.used_bytes(), 0);
+        journal.append_account(&revision("more"), &[&item(0, "[1]")]).unwrap();
+        journal.seal_group().unwrap();
+        assert_eq!((journal.newest(), journal.forgotten()), (21, 20));
+    }
+
+    #[test]
     fn an_account_may_be_as_long_as_the_whole_journal() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = open(folder.path(), STEP_BYTES, 0);

@@ -90,14 +90,19 @@ mod tests {
             move_out(&kept(folder.path(), 2)),
             move_out(&kept(folder.path(), 3)),
         );
+        let length = |path: &Path| std::fs::metadata(path).unwrap().len();
+        let bytes = [&spare, &wanted, &other].map(|path| length(path));
         journal.forget_through(1).unwrap();
         assert!(!is_zeros(&spare), "it is a spare, or just removed");
-        let before = journal.used_bytes();
+        assert_eq!(journal.used_bytes(), bytes.iter().sum::<u64>());
         let dids = HashSet::from(["two".to_owned()]);
         assert_eq!(journal.wipe(&dids).unwrap(), Some(2));
-        assert!(is_zeros(&spare) && journal.used_bytes() < before, "{}", journal.used_bytes());
+        assert!(is_zeros(&spare));
+        assert_eq!(journal.used_bytes(), bytes[1] + bytes[2]);
         assert!(!is_zeros(&wanted), "its followers do not have it yet");
         assert_eq!(journal.wipe(&HashSet::new()).unwrap(), Some(2), "it is still to be wiped");
+        journal.forget_through(2).unwrap();
+        assert_eq!(journal.used_bytes(), bytes[2]);
         journal.forget_through(3).unwrap();
         assert!(is_zeros(&wanted) && !is_zeros(&other));
         journal.remove_spares().unwrap();

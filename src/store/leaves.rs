@@ -178,7 +178,7 @@ impl PartReader {
     fn row(&self) -> Result<Row<'_>, Unreadable> {
         match self.mark {
             REJECTED => Ok(Row::Rejected),
-            mark if mark < REJECTED => Ok(Row::Exported(Kind::ALL[usize::from(mark)].label())),
+            mark @ ..REJECTED => Ok(Row::Exported(Kind::ALL[usize::from(mark)].label())),
             mark => {
                 let label = self.labels.get(usize::from(mark - CUSTOM)).ok_or(Unreadable)?;
                 Ok(Row::Exported(label))
@@ -441,6 +441,28 @@ mod tests {
         assert_eq!(number(&[0xff, 0xff, 0xff, 0xff, 0x0f]), Ok(0xffff_ffff));
         assert_eq!(number(&[0x80, 0x80, 0x80, 0x80, 0x80, 0x01]), Err(Unreadable));
         assert_eq!(number(&[0x80]), Err(Unreadable), "cut");
+    }
+
+    #[test]
+    fn a_leaf_shares_no_more_with_the_one_before_than_that_has_and_the_first_of_a_part_nothing() {
+        // No labels of its own; then mark, bytes shared, bytes more, and those.
+        let leaf = |shared, more: &[u8]| {
+            let head = [0, shared, u8::try_from(more.len()).unwrap()];
+            [&head[..], more, &[7; DIGEST_BYTES]].concat()
+        };
+        let told = |parts: &[Vec<Vec<u8>>]| {
+            let part = |leaves: &Vec<Vec<u8>>| [vec![0], leaves.concat()].concat();
+            compared(parts.iter().map(part).collect(), &Tree::new()).map(|(_, gone)| gone)
+        };
+        let gone = |keys: &[&str]| {
+            Ok(keys.iter().map(|key| ((*key).to_owned(), "post".to_owned())).collect::<Vec<_>>())
+        };
+        let first = leaf(0, b"a/b");
+        assert_eq!(told(&[vec![first.clone(), leaf(2, b"c")]]), gone(&["a/b", "a/c"]));
+        assert_eq!(told(&[vec![first.clone(), leaf(3, b"c")]]), gone(&["a/b", "a/bc"]));
+        assert_eq!(told(&[vec![first.clone(), leaf(4, b"c")]]), Err(Unreadable));
+        assert_eq!(told(&[vec![first.clone()], vec![leaf(0, b"a/c")]]), gone(&["a/b", "a/c"]));
+        assert_eq!(told(&[vec![first], vec![leaf(2, b"c")]]), Err(Unreadable));
     }
 
     #[test]

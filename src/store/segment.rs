@@ -104,6 +104,16 @@ pub fn trailer(table: &Table, offset: u64) -> Vec<u8> {
     bytes
 }
 
+/// Where the table lies, its length and its checksum, as the footer of a file of `length` bytes says; `None` if it is none.
+fn table_by(foot: &[u8; FOOTER_LENGTH], length: u64) -> Option<(u64, u32, u32)> {
+    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| foot[at + i]));
+    let offset = u64::from_le_bytes(std::array::from_fn(|i| foot[i]));
+    let (bytes, crc) = (word(8), word(12));
+    let fits = offset.checked_add(u64::from(bytes))?.checked_add(FOOTER_BYTES)? == length;
+    let is_footer = &foot[16..] == FOOTER_MAGIC && fits && bytes <= TABLE_BYTES_MAX;
+    is_footer.then_some((offset, bytes, crc))
+}
+
 /// An open, checked segment.
 #[derive(Debug)]
 pub struct SegmentReader {
@@ -156,13 +166,9 @@ impl SegmentReader {
         }
         let mut foot = [0; FOOTER_LENGTH];
         file.read_exact_at(&mut foot, length - FOOTER_BYTES).map_err(failed)?;
-        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| foot[at + i]));
-        let offset = u64::from_le_bytes(std::array::from_fn(|i| foot[i]));
-        let (table_bytes, crc) = (word(8), word(12));
-        let fits = offset.checked_add(u64::from(table_bytes)) == Some(length - FOOTER_BYTES);
-        if &foot[16..] != FOOTER_MAGIC || !fits || table_bytes > TABLE_BYTES_MAX {
+        let Some((offset, table_bytes, crc)) = table_by(&foot, length) else {
             return Err(damaged("its footer is wrong"));
-        }
+        };
         let mut table = vec![0; table_bytes as usize];
         file.read_exact_at(&mut table, offset).map_err(failed)?;
         if crc32c::crc32c(&table) != crc {
@@ -345,5 +351,26 @@ mod tests {
         assert_eq!(of(&[head.clone(), trailer(&empty, begin)].concat(), &id), None);
         let error = of(&[head, b"[1]".to_vec(), trailer(&empty, begin + 3)].concat(), &id).unwrap();
         assert!(error.contains("its table does not fit its items"), "{error}");
+        // Bytes of nobody behind the table, which is whole.
+        let (head, end) = (header(&id), trailer(&empty, begin));
+        let (table, foot) = end.split_at(end.len() - FOOTER_LENGTH);
+        let error = of(&[&head, table, b"[1]", foot].concat(), &id).unwrap();
+        assert!(error.contains("its footer is wrong"), "{error}");
+        // Long enough, with a footer that fits, of a table that is not there.
+        let foot = [&begin.to_le_bytes(), &[0; 8][..], FOOTER_MAGIC].concat();
+        let error = of(&[head, foot].concat(), &id).unwrap();
+        assert!(error.contains("its table is unreadable"), "{error}");
+    }
+
+    #[test]
+    fn a_table_may_be_as_long_as_the_most_that_is_read_and_no_longer() {
+        let by = |bytes: u32| {
+            let words = [bytes.to_le_bytes(), 7_u32.to_le_bytes()].concat();
+            let foot = [&HEADER_BYTES.to_le_bytes()[..], &words, FOOTER_MAGIC].concat();
+            let length = HEADER_BYTES + u64::from(bytes) + FOOTER_BYTES;
+            table_by(&foot.try_into().unwrap(), length)
+        };
+        assert_eq!(by(TABLE_BYTES_MAX), Some((HEADER_BYTES, TABLE_BYTES_MAX, 7)));
+        assert_eq!(by(TABLE_BYTES_MAX + 1), None);
     }
 }

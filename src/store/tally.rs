@@ -206,6 +206,39 @@ mod tests {
     }
 
     #[test]
+    fn progress_is_an_answer_of_the_directory_or_a_decision_and_a_retry_is_of_who_goes_on() {
+        let told = |events: &[(Kind, Effect, State)]| {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            metrics::with_local_recorder(&recorder, || {
+                let mut tally = Tally::default();
+                events
+                    .iter()
+                    .for_each(|(kind, effect, state)| tally.applied(*kind, *effect, *state));
+                tally.committed(7_000);
+            });
+            let text = recorder.handle().render();
+            let has = |line: &str| text.lines().any(|it| it == line);
+            (
+                has("skyfill_last_progress_timestamp_seconds 7"),
+                has("skyfill_retries_total{error=\"other\"} 1"),
+            )
+        };
+        let waits = State::RetryAt(9);
+        let parked = State::Parked(Reason::CrashLoop);
+        let resolved = (Kind::Resolved, Effect::Available, State::Ready);
+        let decided = (Kind::Other, Effect::Decided, parked);
+        let moved = (Kind::Other, Effect::Moved, State::Fetching);
+        assert_eq!(told(&[resolved]), (true, false));
+        assert_eq!(told(&[decided]), (true, false));
+        assert_eq!(told(&[moved]), (false, false));
+        assert_eq!(told(&[resolved, moved]), (true, false), "it has been made");
+        assert_eq!(told(&[(Kind::Crashed, Effect::WakeAt(9), waits)]), (false, true));
+        assert_eq!(told(&[(Kind::Crashed, Effect::Decided, parked)]), (true, false));
+        assert_eq!(told(&[(Kind::Failed(None), Effect::WakeAt(9), waits)]), (false, true));
+        assert_eq!(told(&[(Kind::Failed(None), Effect::Decided, parked)]), (true, false));
+    }
+
+    #[test]
     fn refreshes_are_told_by_what_came_of_them_and_only_what_there_is() {
         let recorder = PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || {

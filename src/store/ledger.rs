@@ -237,6 +237,8 @@ mod tests {
     use crate::clock::Clock;
     use crate::domain::ledger::LedgerPolicy;
     use crate::seed::Chance;
+    use crate::store::journal::Journal;
+    use crate::store::sorted_list::Entry;
 
     #[test]
     fn the_applier_reaches_the_rows_and_is_told_why_it_does_not() {
@@ -272,16 +274,7 @@ mod tests {
         let (policy, clock) = (LedgerPolicy::default(), Clock::system());
         let rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
         let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
-        let (begun, begins) = std::sync::mpsc::sync_channel(1);
-        let (go, goes) = std::sync::mpsc::sync_channel::<()>(1);
-        let (held, first) = job(move |_| {
-            begun.send(()).unwrap();
-            goes.recv().unwrap();
-            Ok(())
-        });
-        let sent = |job| ledger.jobs.try_send(Order::Run(job)).ok().unwrap();
-        sent(held);
-        begins.recv().unwrap();
+        let go = held_up(&ledger);
         // What everybody else sees of the ledger while each job runs.
         let others = path.clone();
         let mut replies = Vec::new();
@@ -294,14 +287,126 @@ mod tests {
                 let seen: rusqlite::Result<i64> = other.query_row(select, [], |row| row.get(0));
                 Ok((rows.segment()?, seen.unwrap()))
             });
-            sent(next);
+            ledger.jobs.try_send(Order::Run(next)).ok().unwrap();
             replies.push(reply);
         }
-        go.send(()).unwrap();
-        first.blocking_recv().unwrap();
+        drop(go);
         let told: Vec<_> = replies.into_iter().map(|it| it.blocking_recv().unwrap()).collect();
         assert_eq!(told, [(1, 0), (2, 0), (3, 0)]);
         drop(ledger);
+        thread.join().unwrap();
+    }
+
+    /// Holds the writer up; it goes on when what this gives is dropped or sent to.
+    fn held_up(ledger: &Ledger) -> std::sync::mpsc::SyncSender<()> {
+        let (begun, begins) = std::sync::mpsc::sync_channel(1);
+        let (go, goes) = std::sync::mpsc::sync_channel::<()>(1);
+        let (held, _reply) = job(move |_| {
+            begun.send(()).unwrap();
+            let _dropped = goes.recv();
+            Ok(())
+        });
+        ledger.jobs.try_send(Order::Run(held)).ok().unwrap();
+        begins.recv().unwrap();
+        go
+    }
+
+    #[test]
+    fn a_commit_has_so_many_jobs_at_most_and_the_rest_follow_in_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
+        let rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
+        let go = held_up(&ledger);
+        let most = GROUP_JOBS_MAX as u64;
+        let mut replies = Vec::new();
+        for segment in 1..=most + 1 {
+            let others = path.clone();
+            let (next, reply) = job(move |rows| {
+                rows.apply_segment(segment, &[])?;
+                if segment < most {
+                    return Ok(0);
+                }
+                // What everybody else sees of the ledger meanwhile.
+                let select = "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'segment'";
+                let other = crate::store::ledger_schema::read_only(&others)?;
+                let seen: rusqlite::Result<i64> = other.query_row(select, [], |row| row.get(0));
+                Ok(seen.unwrap().cast_unsigned())
+            });
+            ledger.jobs.try_send(Order::Run(next)).ok().unwrap();
+            replies.push(reply);
+        }
+        drop(go);
+        let seen: Vec<_> = replies.into_iter().map(|it| it.blocking_recv().unwrap()).collect();
+        assert_eq!(seen.split_at(GROUP_JOBS_MAX - 1).1, [0, most]);
+        drop(ledger);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_closed_ledger_has_done_what_it_was_sent_before_takes_nothing_more_and_leaves_no_wal() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
+        let rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let tombstones = Tombstones::open(&path).unwrap();
+        let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
+        let go = held_up(&ledger);
+        let (before, reply) = job(|rows| rows.apply_segment(7, &[]));
+        ledger.jobs.try_send(Order::Run(before)).ok().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(ledger.close());
+        drop(go);
+        assert_eq!(ledger.run_blocking(|rows| rows.segment()), Err(LedgerGone));
+        thread.join().unwrap();
+        reply.blocking_recv().unwrap();
+        let wal = std::fs::metadata(folder.path().join("state.db-wal")).map_or(0, |it| it.len());
+        assert_eq!(wal, 0);
+        // Why it is gone: nobody waits for space any more when the process ends, and nothing else has failed.
+        let (health, mut follower) = (ledger.health.clone(), Follower::new(ledger, 7, tombstones));
+        let mut gone = || follower.apply(8, Vec::new()).unwrap_err();
+        assert!(
+            matches!(gone(), StoreError::Io { source, .. } if source.to_string() == LedgerGone.to_string())
+        );
+        health.full("queue", &"no space");
+        assert!(!gone().is_full());
+        health.end_waiting();
+        assert!(gone().is_full());
+        health.fail(StoreError::Config("x".to_owned()));
+        assert_eq!(gone().to_string(), "state.db: x");
+    }
+
+    #[test]
+    fn the_applier_is_told_what_was_brought_before_and_who_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, journal) = (folder.path().join("state.db"), folder.path().join("journal"));
+        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
+        let (mut rows, _is_new) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let tombstones = Tombstones::open(&path).unwrap();
+        std::fs::create_dir(&journal).unwrap();
+        let labels = vec!["post".to_owned()];
+        let mut journal = Journal::open(&journal, &"a".repeat(32), labels, 1 << 30, 0).unwrap();
+        let dids = ["did:plc:a", "did:plc:b"].map(str::to_owned);
+        for did in &dids {
+            rows.transaction(|rows| rows.add(&Entry::did(did))).unwrap();
+            let revision = Revision { did: did.clone(), ..Revision::default() };
+            journal.append_account(&revision, &[]).unwrap();
+        }
+        journal.seal_group().unwrap();
+        let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
+        let mut follower = Follower::new(ledger.clone(), 0, tombstones);
+        let exports = || dids.iter().map(|did| (did.clone(), 0)).collect::<Vec<Export>>();
+        assert!(follower.repeats(1, exports()).unwrap().is_empty());
+        follower.apply(1, vec![Revision { did: dids[1].clone(), ..Revision::default() }]).unwrap();
+        assert_eq!(follower.repeats(2, exports()).unwrap(), [1]);
+        let mut segment = journal.next_after(0).unwrap().unwrap();
+        assert!(!follower.mark_forgotten(&mut segment).unwrap());
+        let forgotten = dids[0].clone();
+        ledger.run_blocking(move |rows| rows.begin_forgetting(&forgotten, None)).unwrap();
+        assert!(follower.mark_forgotten(&mut segment).unwrap());
+        assert_eq!(segment.passed_over(), [0]);
+        drop((ledger, follower));
         thread.join().unwrap();
     }
 

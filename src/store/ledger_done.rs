@@ -72,3 +72,53 @@ impl DoneAccounts {
         rows.map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::account::Revision;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::seed::Chance;
+    use crate::store::ledger_rows::Rows;
+    use crate::store::sorted_list::Entry;
+
+    #[test]
+    fn every_done_account_is_told_once_in_ledger_order_whatever_their_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
+        let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        // Two pages and one account; behind them, one that is not done. Every third is listed.
+        let did = |n: i64| format!("did:plc:{n}");
+        let count = 2 * ACCOUNTS_AT_ONCE + 1;
+        let made = rows.transaction(|rows| {
+            (1..=count + 1).try_for_each(|n| rows.add(&Entry::did(&did(n))).map(drop))?;
+            let revision = |n| Revision { did: did(n), leaves: n as u64, ..Revision::default() };
+            rows.apply_segment(1, &(1..=count).map(revision).collect::<Vec<_>>())?;
+            rows.execute("UPDATE accounts SET listed = 1 WHERE id % 3 = 0", [])
+        });
+        made.unwrap();
+        let done = DoneAccounts::open(&path).unwrap();
+        let has = |n| done.has(&did(n)).unwrap();
+        assert_eq!([1, 3, count, count + 1, count + 2].map(has), [true, true, true, false, false]);
+        let told = |only_listed| {
+            let mut told = Vec::new();
+            let each = |it: Report| {
+                assert_eq!((it.did, it.revision.unwrap().leaves), (did(it.id.0), it.id.0 as u64));
+                told.push(it.id.0);
+                Ok::<_, StoreError>(())
+            };
+            done.each(only_listed, each).unwrap();
+            told
+        };
+        assert_eq!(told(false), (1..=count).collect::<Vec<_>>());
+        assert_eq!(told(true), (1..=count).filter(|n| n % 3 == 0).collect::<Vec<_>>());
+        let mut heard = 0;
+        let ended = done.each(false, |_| {
+            heard += 1;
+            if heard < 3 { Ok(()) } else { Err(StoreError::Config("enough".to_owned())) }
+        });
+        assert!(ended.is_err_and(|error| error.to_string() == "enough") && heard == 3);
+    }
+}

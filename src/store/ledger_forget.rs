@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::domain::account::{AccountId, Revision};
 use crate::domain::ledger::{Event, State};
@@ -146,10 +146,9 @@ impl Tombstones {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |error| StoreError::sqlite(path, error);
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-        connection.busy_timeout(Duration::from_secs(BUSY_SECONDS)).map_err(failed)?;
+        let connection = ledger_schema::read_only(path)?;
+        let patient = connection.busy_timeout(Duration::from_secs(BUSY_SECONDS));
+        patient.map_err(|error| StoreError::sqlite(path, error))?;
         Ok(Self { path: path.to_owned(), connection })
     }
 
@@ -196,9 +195,11 @@ mod tests {
     use crate::seed::Chance;
     use crate::store::items::Item;
     use crate::store::journal::Journal;
+    use crate::store::ledger_export::{LastWord, Said};
     use crate::store::ledger_lists::Reader;
     use crate::store::ledger_work::Batch;
     use crate::store::listing::Staged;
+    use crate::store::sorted_list::Entry;
 
     const ACCOUNTS: usize = 3_000;
 
@@ -247,6 +248,27 @@ mod tests {
         assert_eq!(marked(), (true, vec![1]));
     }
 
+    #[test]
+    fn what_was_read_of_a_directory_and_not_taken_yet_is_forgotten_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
+        let (mut rows, _) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        rows.unstage().unwrap();
+        let said = [1, 2].map(|n| Said { did: did(n), at_ms: 5, word: LastWord::Tombstoned });
+        for said in &said {
+            rows.transaction(|rows| rows.add(&Entry::did(&said.did))).unwrap();
+        }
+        rows.stage(&said).unwrap();
+        let staged = |rows: &Rows| {
+            let select = "SELECT did FROM told JOIN accounts USING (id)";
+            rows.select(select, [], |row| row.get::<_, String>(0)).unwrap()
+        };
+        assert_eq!(staged(&rows).len(), 2);
+        rows.transaction(|rows| rows.begin_forgetting(&did(1), None)).unwrap();
+        assert_eq!(staged(&rows), [did(2)]);
+    }
+
     /// Rows that have moved through many states and pages leave no copy of what they held, wherever they have been.
     #[test]
     fn of_a_forgotten_account_not_a_byte_but_its_did_is_left_in_the_file() {
@@ -254,6 +276,7 @@ mod tests {
         let path = folder.path().join("state.db");
         let (clock, chance) = (Clock::fixed(1_700_000_000_000), Chance::seeded(1));
         let (mut rows, _) = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap();
+        let gone: Vec<String> = (0..ACCOUNTS).step_by(37).map(did).collect();
         let targets =
             (0..ACCOUNTS).map(|n| Ok::<_, Infallible>(Target::Did(Did::parse(&did(n)).unwrap())));
         let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();
@@ -278,14 +301,19 @@ mod tests {
                 .map(|leased| Revision {
                     did: leased.did.clone(),
                     rev: format!("rev-of-{}", &leased.did[8..]),
-                    commit_cid: "bafy".repeat(1 + leased.did.as_bytes()[9] as usize % 40),
+                    commit_cid: {
+                        // Some fill pages of their own, which are free when they are gone.
+                        let few = 1 + leased.did.as_bytes()[9] as usize % 5;
+                        let is_long = gone.iter().take(5).any(|did| *did == leased.did);
+                        let name = format!("cid-of-{}", &leased.did[8..]);
+                        name.repeat(if is_long { 500 } else { few })
+                    },
                     ..Revision::default()
                 })
                 .collect();
             rows.transaction(|rows| rows.apply_segment(segment, &revisions)).unwrap();
             rows.shrink().unwrap();
         }
-        let gone: Vec<String> = (0..ACCOUNTS).step_by(37).map(did).collect();
         let handles = named(&path, "handle-of-");
         assert!(gone.iter().all(|did| handles.contains(&did[8..])));
         for did in &gone {
@@ -294,14 +322,16 @@ mod tests {
             assert_eq!(begun.names, [did.clone(), "x".to_owned()]);
             // An order that is given again before it is finished looks under the same names.
             let again = rows.transaction(|rows| rows.begin_forgetting(did, None)).unwrap();
-            assert_eq!((again.names, again.was), (begun.names, Some("forgotten")));
+            assert_eq!((&again.names, again.was), (&begun.names, Some("forgotten")));
+            let left = begun.names.into_iter().map(|name| (begun.id, name)).collect::<Vec<_>>();
+            assert_eq!(rows.unfinished_forgetting().unwrap(), left);
             rows.transaction(|rows| rows.finish_forgetting(&[begun.id])).unwrap();
         }
         rows.sync_if_wanted().unwrap();
         assert!(rows.unfinished_forgetting().unwrap().is_empty());
         let wal = std::fs::metadata(folder.path().join("state.db-wal")).unwrap();
         assert_eq!(wal.len(), 0);
-        for mark in ["handle-of-", "rev-of-", "did:key:z"] {
+        for mark in ["handle-of-", "rev-of-", "did:key:z", "cid-of-"] {
             let there = named(&path, mark);
             let left: Vec<&String> = gone.iter().filter(|did| there.contains(&did[8..])).collect();
             assert!(left.is_empty(), "{mark}: {} of {}: {left:?}", left.len(), gone.len());

@@ -746,6 +746,14 @@ mod tests {
         let StrayedInput { did: whose, identity: who, resolved_at_ms, .. } = &strayed[0];
         assert_eq!((whose, who, *resolved_at_ms), (&did('b'), &identity("h1"), NOW_MS - HOUR_MS));
         assert_eq!(rows.strayed_inputs(1, &is_ours).unwrap(), strayed[..1]);
+        // One more at a host of its own, and two at one host: as many as were asked for, wherever they lie.
+        let more = [(0, 'g', "h2"), (0, 'h', "h2"), (0, 'i', "h3")];
+        for (offset, (partition, letter, host)) in (20..).zip(more) {
+            admit(&mut rows, &[admission(partition, offset, letter, host)]);
+        }
+        let found = |limit| rows.strayed_inputs(limit, &is_ours).unwrap().len();
+        assert_eq!([1, 2, 3, 4, 5, 6].map(found), [1, 2, 3, 4, 5, 5]);
+        rows.transaction(|rows| rows.hand_over_inputs(0, &[20, 21, 22])).unwrap();
         assert_eq!(rows.strayed_inputs(9, &|_, _| true).unwrap(), []);
         apply(&mut rows, 'd', &Event::GivenBack);
         assert_eq!(rows.strayed_inputs(9, &is_ours).unwrap().len(), 3);

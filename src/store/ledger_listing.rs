@@ -113,3 +113,38 @@ impl Rows {
         self.execute(&update, [after, up_to]).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::seed::Chance;
+    use crate::store::decisions::{DecisionLog, Decisions};
+
+    #[test]
+    fn who_is_parked_is_told_anew_when_a_list_brings_one_back_and_only_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, clock) = (folder.path().join("state.db"), Clock::fixed(1_700_000_000_000));
+        let (policy, chance) = (LedgerPolicy::default(), Chance::seeded(1));
+        let mut rows = Rows::open(&path, policy, clock, chance).unwrap().0;
+        let told = Decisions::make(folder.path()).unwrap();
+        rows.parkings = DecisionLog::of(told.clone());
+        let (queued, parked) = (Entry::did("did:plc:a"), Entry::malformed("b", "no did"));
+        let mut list = |entries: &[Entry]| {
+            let listed = rows.transaction(|rows| {
+                rows.want_nothing()?;
+                rows.want(entries)?;
+                let last = rows.last_row()?;
+                rows.swap(0, last)
+            });
+            listed.unwrap();
+            told.read(0, 9).unwrap()
+        };
+        assert!(list(std::slice::from_ref(&queued)).is_empty());
+        assert_eq!(list(&[queued.clone(), parked.clone()]), [EVERYBODY]);
+        assert_eq!(list(&[]), [EVERYBODY]);
+        assert_eq!(list(&[queued]), [EVERYBODY]);
+        assert_eq!(list(&[parked]), [EVERYBODY, EVERYBODY]);
+    }
+}

@@ -395,6 +395,7 @@ mod tests {
     use crate::seed::Chance;
     use crate::store::ledger_work::Batch;
     use crate::store::listing::Staged;
+    use crate::store::sorted_list::Entry;
 
     fn rows(folder: &Path) -> Rows {
         let clock = Clock::fixed(1_700_000_000_000);
@@ -609,6 +610,29 @@ mod tests {
         assert_eq!(retry(&mut rows, &Selection::Word("dns".to_owned())), 1);
         assert_eq!(retry(&mut rows, &Selection::All), 1);
         assert_eq!(rows.counts().unwrap(), Counts { queued: 4, ..Counts::default() });
+    }
+
+    #[test]
+    fn however_many_are_parked_they_are_put_back_in_bounded_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rows = rows(folder.path());
+        let ended = Event::PatienceEnded {
+            reason: Reason::DirectoryUnavailable,
+            last_error: Some(LastError::Timeout),
+            detail: String::new(),
+        };
+        let parked = rows.transaction(|rows| {
+            (0..RETRIED_AT_ONCE + 3).try_for_each(|n| {
+                let id = rows.add(&Entry::did(&format!("did:plc:{n}")))?;
+                rows.apply(AccountId(id), ended.clone()).map(drop)
+            })
+        });
+        parked.unwrap();
+        let some = rows.transaction(|rows| rows.retry_some(&Selection::All, 0)).unwrap();
+        assert_eq!((some.retried, some.last), (2_000, Some(2_000)));
+        let some = rows.transaction(|rows| rows.retry_some(&Selection::All, 2_000)).unwrap();
+        assert_eq!((some.retried, some.last), (3, None));
+        assert_eq!(rows.transaction(|rows| rows.retry(&Selection::All)).unwrap(), 0);
     }
 
     #[test]

@@ -243,3 +243,47 @@ fn reason_word(state: State) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::domain::ledger::LedgerPolicy;
+    use crate::domain::verdict::{Cause, Failure};
+    use crate::seed::Chance;
+    use crate::store::decisions::{DecisionLog, Decisions};
+    use crate::store::sorted_list::Entry;
+
+    #[test]
+    fn a_decision_about_a_listed_account_is_told_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, clock) = (folder.path().join("state.db"), Clock::fixed(1_700_000_000_000));
+        let (policy, chance) = (LedgerPolicy::default(), Chance::seeded(1));
+        let mut rows = Rows::open(&path, policy, clock, chance).unwrap().0;
+        let dids = ["did:plc:a", "did:plc:b", "did:plc:c"];
+        let made = rows.transaction(|rows| {
+            dids.iter().try_for_each(|did| rows.add(&Entry::did(did)).map(drop))?;
+            rows.execute("UPDATE accounts SET listed = 1 WHERE id > 1", [])
+        });
+        made.unwrap();
+        let logs = [(); 2].map(|()| Decisions::make(folder.path()).unwrap());
+        [&mut rows.decisions, &mut rows.parkings]
+            .into_iter()
+            .zip(&logs)
+            .for_each(|(log, told)| *log = DecisionLog::of(told.clone()));
+        let mut apply = |id, event: &Event| {
+            rows.transaction(|rows| rows.apply(AccountId(id), event.clone())).unwrap();
+            logs.each_ref().map(|log| log.read(0, 9).unwrap())
+        };
+        let nothing = || [Vec::<i64>::new(), Vec::new()];
+        for id in [1, 2] {
+            assert_eq!(apply(id, &Event::LeasedToResolve), nothing());
+        }
+        let failure = Failure::new(Cause::Terminal(Reason::NoPds), None, "");
+        let parked = Event::Failed { failure, host_usable_ms: None };
+        assert_eq!(apply(1, &parked), nothing(), "it is on no list");
+        assert_eq!(apply(2, &parked), [vec![2], vec![2]]);
+        assert_eq!(apply(3, &Event::Exported), [vec![2, 3], vec![2]]);
+        assert_eq!(apply(3, &parked), [vec![2, 3], vec![2]], "it is done");
+    }
+}

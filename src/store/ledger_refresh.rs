@@ -210,6 +210,7 @@ mod tests {
     struct Bench {
         folder: tempfile::TempDir,
         rows: Rows,
+        clock: Clock,
     }
 
     fn name(n: u8) -> Did {
@@ -229,14 +230,14 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(NOW));
             let path = folder.path().join("state.db");
-            let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+            let mut rows = Rows::open(&path, policy, clock.clone(), Chance::seeded(1)).unwrap().0;
             let targets = (0..5).map(|n| Ok::<_, StoreError>(Target::Did(name(n))));
             let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();
             staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
             let kept = |n: u8| (n < 4).then_some(u64::from(n) + 10);
             let revisions: Vec<Revision> = (0..5).map(|n| revision(n, 0, kept(n))).collect();
             rows.transaction(|rows| rows.apply_segment(1, &revisions)).unwrap();
-            Self { folder, rows }
+            Self { folder, rows, clock }
         }
 
         fn refresh(&mut self, ids: &[i64]) -> u64 {
@@ -290,6 +291,28 @@ mod tests {
         let counts = Counts { queued: 3, done: 2, ..Counts::default() };
         assert_eq!(bench.rows.counts().unwrap(), counts);
         assert_eq!(bench.rows.done_without_leaves().unwrap(), 0);
+        assert_eq!(reader.done_without_leaves().unwrap(), 0);
+    }
+
+    #[test]
+    fn who_was_refreshed_is_due_again_since_then_and_a_refresh_that_was_dropped_was_none() {
+        let mut bench = Bench::new();
+        bench.refresh(&[1, 2]);
+        let leased =
+            bench.rows.transaction(|rows| rows.run_batch(&Batch { plc: 9, ..Batch::default() }));
+        let asked: Vec<_> = leased.unwrap().plc.iter().map(|it| (it.id.0, it.refresh)).collect();
+        assert_eq!(asked, [(1, None), (2, None)], "the directory is asked, and compares nothing");
+        bench.clock.set_wall_ms(NOW + 10);
+        bench.apply(2, Event::RefreshDropped);
+        let events = vec![(AccountId(1), Event::GivenBack)];
+        bench
+            .rows
+            .transaction(|rows| rows.run_batch(&Batch { events, ..Batch::default() }))
+            .unwrap();
+        assert_eq!(bench.fetching().len(), 1);
+        bench.apply(1, Event::Unchanged);
+        let due = |until_ms| bench.reader().due_for_refresh(0, until_ms).unwrap();
+        assert_eq!((due(NOW + 9), due(NOW + 10)), (vec![2, 3, 4], vec![1, 2, 3, 4]));
     }
 
     #[test]

@@ -385,6 +385,42 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::identity::Identity;
+    use crate::domain::ledger::Event;
+    use crate::domain::verdict::{Cause, Failure, Reason};
+    use crate::store::sorted_list::Entry;
+
+    #[test]
+    fn a_new_policy_holds_from_the_next_event_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
+        let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let identity = Identity {
+            endpoint: "https://a.test".to_owned(),
+            host: "a.test".to_owned(),
+            key: "did:key:z".to_owned(),
+            earlier_keys: Vec::new(),
+            handle: None,
+        };
+        let failure = Failure::new(Cause::Transient, None, "");
+        let failed = |rows: &mut Rows, did: &str| {
+            let events = [
+                Event::LeasedToResolve,
+                Event::Resolved(identity.clone()),
+                Event::LeasedToFetch { alone: false },
+                Event::Failed { failure: failure.clone(), host_usable_ms: None },
+            ];
+            let done = rows.transaction(|rows| {
+                let id = AccountId(rows.add(&Entry::did(did))?);
+                events.into_iter().map(|event| rows.apply(id, event)).collect::<Result<Vec<_>, _>>()
+            });
+            done.unwrap().pop().unwrap().after.state
+        };
+        assert!(matches!(failed(&mut rows, "did:plc:a"), State::RetryAt(_)));
+        rows.set_policy(LedgerPolicy { attempts: 1, ..policy });
+        assert_eq!(failed(&mut rows, "did:plc:b"), State::Parked(Reason::AttemptsExhausted));
+    }
 
     #[test]
     fn a_closed_ledger_leaves_no_wal_behind_and_what_is_undone_never_was() {

@@ -138,10 +138,8 @@ pub fn end_run(path: &Path, id: i64, ended: &Ended) -> Result<(), StoreError> {
 /// [`StoreError::Config`] for a newer schema, [`StoreError`] otherwise.
 pub fn runs(path: &Path) -> Result<Vec<Run>, StoreError> {
     let failed = |error| StoreError::sqlite(path, error);
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let connection = ledger_schema::read_only(path)?;
     connection.busy_timeout(BUSY).map_err(failed)?;
-    ledger_schema::known_schema(&connection, path)?;
     let known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'runs'";
     // A ledger that only an older skyfill has written knows of none.
     if !connection.prepare(known).and_then(|mut it| it.exists([])).map_err(failed)? {

@@ -231,6 +231,7 @@ mod tests {
     use crate::domain::identity::Identity;
     use crate::domain::ledger::{Account, LedgerPolicy};
     use crate::seed::Chance;
+    use crate::store::sorted_list::Entry;
 
     const NOW: i64 = 1_700_000_000_000;
 
@@ -290,6 +291,33 @@ mod tests {
         assert_eq!(withdrawn(), [("did:plc:a".to_owned(), "deactivated".to_owned())]);
         assert_eq!(note(&mut rows, &[told(mine, ACTIVE)]), 1, "it is back");
         assert_eq!(withdrawn(), [("did:plc:a".to_owned(), ACTIVE.to_owned())], "it was away");
+    }
+
+    #[test]
+    fn who_is_listed_and_was_exported_is_to_be_visited() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(NOW));
+        let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let dids = ["a", "b", "c", "d"].map(|it| format!("did:plc:{it}"));
+        let made = rows.transaction(|rows| {
+            dids.iter().try_for_each(|did| rows.add(&Entry::did(did)).map(drop))?;
+            let exported = |n: usize| Revision { did: dids[n].clone(), ..Revision::default() };
+            rows.apply_segment(1, &[exported(0), exported(1), exported(3)])?;
+            rows.execute("UPDATE accounts SET listed = 1 WHERE id != 2", [])
+        });
+        made.unwrap();
+        let reader = Reader::open(&path).unwrap();
+        let mut told = Vec::new();
+        let each = |id: AccountId, report: Report| {
+            told.push((id.0, report.did));
+            Ok(())
+        };
+        reader.each_to_visit(each).unwrap();
+        assert_eq!(told, [(1, dids[0].clone()), (4, dids[3].clone())]);
+        let enough = || StoreError::Config("enough".to_owned());
+        let ended = reader.each_to_visit(|id, _| if id.0 < 4 { Ok(()) } else { Err(enough()) });
+        assert_eq!(ended.unwrap_err().to_string(), "enough");
     }
 
     #[test]

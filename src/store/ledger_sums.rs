@@ -261,6 +261,15 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_a_zero_for_each_label_and_each_reason() {
+        let zero = Sums::zero(&["post".to_owned(), "like".to_owned()]);
+        let zeros = |words: &[&str]| words.iter().map(|it| ((*it).to_owned(), 0)).collect();
+        assert_eq!(zero.records, zeros(&["post", "like"]));
+        assert_eq!((zero.skipped, zero.rejected), (zeros(&SKIPPED), zeros(&REJECTED)));
+        assert_eq!(zero.repo_bytes, 0);
+    }
+
+    #[test]
     fn the_sums_are_those_of_the_listed_done_accounts_whatever_moves() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
@@ -306,7 +315,10 @@ mod tests {
         assert!(most > 500, "something was done: {most}");
         // A ledger of before they were kept: read without a writer, and made up for by the next one.
         let (before, _) = both(folder);
+        let is_kept = |rows: &Rows| read(rows.connection(), &mut Sums::default()).unwrap();
+        assert!(is_kept(&rows));
         rows.connection().execute_batch("DROP TABLE sums").unwrap();
+        assert!(!is_kept(&rows));
         drop(rows);
         assert_eq!(both(folder).0.repo_bytes, before.repo_bytes);
         drop(open(folder));

@@ -184,11 +184,10 @@ impl Rows {
             ),
         };
         let last = self.turns.get(&queue).copied().unwrap_or(0);
-        let behind = params![key, last, i64::MAX, limit(count)];
-        let mut ids: Vec<i64> = self.select(select, behind, |row| row.get(0))?;
-        if ids.len() < count && last > 0 {
-            let before = params![key, 0, last, limit(count - ids.len())];
-            ids.extend(self.select(select, before, |row| row.get::<_, i64>(0))?);
+        let mut ids: Vec<i64> = Vec::new();
+        for (after, up_to) in [(last, i64::MAX), (0, last)] {
+            let some = params![key, after, up_to, limit(count - ids.len())];
+            ids.extend(self.select(select, some, |row| row.get::<_, i64>(0))?);
         }
         if let Some(last) = ids.last() {
             self.turns.insert(queue, *last);
@@ -492,6 +491,7 @@ mod tests {
         assert_eq!((fetched(&done), done.dry), (vec![1, 2], vec![]));
         assert!(done.fetch.iter().all(|(at, _)| *at == host));
         assert_eq!(done.fetch[0].1.identity.as_ref().unwrap().host, "a.test");
+        assert!(done.fetch.iter().all(|(_, leased)| leased.refresh.is_none()), "a first fetch");
         // As many as there are: that nothing is left is only known of one that has less.
         let done = bench.fetch(host, 3);
         assert_eq!((fetched(&done), done.dry), (vec![3, 4, 5], vec![]));

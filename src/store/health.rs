@@ -177,8 +177,8 @@ mod tests {
             );
         }
         let lacks = || health.lacks("two", no_descriptor.lack(), &no_descriptor);
-        let told = Messages::of(|| (0..2).for_each(|_| lacks()));
-        assert_eq!(told, ["no descriptor is left, everything waits"]);
+        assert_eq!(Messages::of(lacks), ["no descriptor is left, everything waits"]);
+        assert!(Messages::of(lacks).is_empty());
         assert!(health.is_full());
         let told = Messages::of(|| (0..2).for_each(|_| health.cleared("two")));
         assert_eq!(told, ["there are descriptors again, going on"]);
@@ -205,5 +205,27 @@ mod tests {
         health.fail(damaged());
         health.fail(full());
         assert!(matches!(health.failure().as_deref(), Some(StoreError::Damaged { .. })));
+        // Whatever else fails at the end, and a full disk of who does not wait for space, is final.
+        ending.fail(damaged());
+        assert!(ending.failure().is_some_and(|error| !error.is_full()));
+        let other = Health::default();
+        other.fail(full());
+        assert!(other.failure().is_some_and(|error| error.is_full()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_found_the_disk_full_is_known_until_it_writes_again() {
+        let health = Health::default();
+        let waits = || health.watch().borrow().waits().cloned().collect::<Vec<_>>();
+        health.full("one", &"less than 1 GiB is free");
+        assert_eq!(waits(), ["less than 1 GiB is free"]);
+        let begun = tokio::time::Instant::now();
+        health.pause("two", &full()).await;
+        assert_eq!(begun.elapsed(), DISK_FULL_RETRY);
+        assert_eq!(waits(), ["less than 1 GiB is free".to_owned(), full().to_string()]);
+        health.cleared("one");
+        assert!(health.is_full());
+        health.cleared("two");
+        assert!(!health.is_full() && waits().is_empty());
     }
 }

@@ -17,11 +17,8 @@ const KEY_BYTES_MAX: u64 = 64 << 10;
 /// [`StoreError::Permission`] if it cannot be read or others can, [`StoreError::Config`] if it is no key.
 pub fn read(path: Option<&Path>) -> Result<Option<Pseudonyms>, StoreError> {
     let Some(path) = path else { return Ok(None) };
-    let named = |what: &str| format!("records.pseudonyms: {}: {what}", path.display());
-    let unreadable = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => StoreError::Permission(named("permission denied")),
-        _ => StoreError::Config(named(&error.to_string())),
-    };
+    let named = |what: &str| named(path, what);
+    let unreadable = |error| unreadable(path, &error);
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(StoreError::Config(named("is no regular file")));
@@ -45,6 +42,19 @@ pub fn read(path: Option<&Path>) -> Result<Option<Pseudonyms>, StoreError> {
         StoreError::Config(named(&text))
     };
     Pseudonyms::new(&key).ok_or_else(short).map(Some)
+}
+
+fn named(path: &Path, what: &str) -> String {
+    format!("records.pseudonyms: {}: {what}", path.display())
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> StoreError {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            StoreError::Permission(named(path, "permission denied"))
+        }
+        _ => StoreError::Config(named(path, &error.to_string())),
+    }
 }
 
 #[cfg(test)]
@@ -74,7 +84,8 @@ mod tests {
                 matches!(put(32, mode), Err(StoreError::Permission(text)) if text.contains("key: "))
             );
         }
-        for bytes in [0, 31, 70_000] {
+        assert!(put(65_536, 0o600).unwrap().is_some(), "the longest");
+        for bytes in [0, 31, 65_537] {
             assert!(matches!(put(bytes, 0o600), Err(StoreError::Config(_))), "{bytes}");
         }
         let missing = folder.path().join("none");
@@ -82,5 +93,16 @@ mod tests {
             assert!(matches!(read(Some(path)), Err(StoreError::Config(_))));
         }
         assert!(read(None).unwrap().is_none());
+        let long = put(65_537, 0o600).err().unwrap().to_string();
+        assert!(long.contains("longer than any key"), "{long}");
+    }
+
+    #[test]
+    fn a_key_that_may_not_be_read_is_told_from_one_that_is_not_there() {
+        use std::io::ErrorKind::{NotFound, PermissionDenied};
+        let told = |kind| unreadable(Path::new("k"), &std::io::Error::from(kind));
+        let denied = "records.pseudonyms: k: permission denied";
+        assert!(matches!(told(PermissionDenied), StoreError::Permission(text) if text == denied));
+        assert!(matches!(told(NotFound), StoreError::Config(text) if text.contains(": k: ")));
     }
 }

@@ -10,6 +10,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -55,13 +56,13 @@ impl Entry {
         self.name.len() + self.detail.len() + ENTRY_BYTES_AROUND
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
         for text in [&self.name, &self.detail] {
             let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
-            out.extend_from_slice(&length.to_le_bytes());
+            out.write_all(&length.to_le_bytes())?;
         }
-        out.extend_from_slice(self.name.as_bytes());
-        out.extend_from_slice(self.detail.as_bytes());
+        out.write_all(self.name.as_bytes())?;
+        out.write_all(self.detail.as_bytes())
     }
 }
 
@@ -124,17 +125,11 @@ impl ListSorter {
         };
         self.run.sort_unstable();
         let begin = self.runs.last().map_or(0, |(_, end)| *end);
-        let (mut end, mut buffer) = (begin, Vec::with_capacity(READ_BYTES * 2));
-        for entry in self.run.drain(..) {
-            entry.write(&mut buffer);
-            if buffer.len() >= READ_BYTES {
-                file.write_all_at(&buffer, end).map_err(failed)?;
-                end += buffer.len() as u64;
-                buffer.clear();
-            }
-        }
-        file.write_all_at(&buffer, end).map_err(failed)?;
-        end += buffer.len() as u64;
+        let mut out = BufWriter::with_capacity(READ_BYTES, &file);
+        let mut entries = self.run.drain(..);
+        entries.try_for_each(|entry| entry.write(&mut out)).map_err(failed)?;
+        let end = out.flush().and_then(|()| out.stream_position()).map_err(failed)?;
+        drop((entries, out));
         self.file = Some(file);
         self.runs.push((begin, end));
         self.run_bytes = 0;
@@ -257,15 +252,16 @@ impl Run {
 
     /// The next `count` bytes; `None` at the run's end.
     fn bytes(&mut self, count: usize, file: &File) -> std::io::Result<Option<&[u8]>> {
-        if self.buffer.len() - self.used < count {
+        let missing = count.saturating_sub(self.buffer.len() - self.used);
+        if missing > 0 {
+            let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+            if left < missing {
+                return Ok(None);
+            }
+            let more = left.min(READ_BYTES.max(missing));
             self.buffer.drain(..self.used);
             self.used = 0;
             let held = self.buffer.len();
-            let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-            let more = left.min(READ_BYTES.max(count - held));
-            if held + more < count {
-                return Ok(None);
-            }
             self.buffer.resize(held + more, 0);
             file.read_exact_at(&mut self.buffer[held..], self.at)?;
             self.at += more as u64;
@@ -303,6 +299,44 @@ mod tests {
         let names: Vec<String> =
             drain(sorter.finish().unwrap(), 3).into_iter().map(|entry| entry.name).collect();
         assert_eq!(names, ["c", "a", "b", "a"]);
+    }
+
+    #[test]
+    fn a_run_is_written_when_its_texts_and_what_is_around_them_fill_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let each = ENTRY_BYTES_AROUND + 2 + 10;
+        let mut sorter = ListSorter::with_run(folder.path(), 3 * each);
+        let malformed = |name| Entry::malformed(name, "no did: xx");
+        let all = [
+            (Entry::did("did:plc:wxyz"), 0),
+            (malformed("c3"), 0),
+            (Entry::did("did:plc:abcd"), 1),
+            (malformed("b2"), 1),
+            (malformed("d4"), 1),
+            (malformed("a1"), 2),
+        ];
+        for (entry, runs) in &all {
+            sorter.push(entry.clone()).unwrap();
+            assert_eq!(sorter.runs.len(), *runs, "{entry:?}");
+        }
+        let mut expected = all.map(|(entry, _)| entry);
+        expected.sort();
+        assert_eq!(drain(sorter.finish().unwrap(), 9), expected);
+    }
+
+    #[test]
+    fn entries_are_read_whole_wherever_they_lie_in_what_is_read_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        // Of the last entry nothing, some or all lies in the first read; a run of one entry may be longer than that.
+        for before in (READ_BYTES - 30..READ_BYTES + 3).chain([40_000, 65_000]) {
+            let mut sorter = ListSorter::with_run(folder.path(), 1);
+            let all = [Entry::did(&"a".repeat(before)), Entry::malformed("b.last", "why")];
+            for entry in &all {
+                sorter.run.push(entry.clone());
+            }
+            sorter.write_run().unwrap();
+            assert_eq!(drain(sorter.finish().unwrap(), 9), all, "{before}");
+        }
     }
 
     #[test]

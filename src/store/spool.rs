@@ -389,6 +389,68 @@ mod tests {
     }
 
     #[test]
+    fn memory_grows_by_what_is_lacking_and_what_it_holds_is_what_it_has_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Budget::new(1 << 20);
+        let pool = SpoolPool::new(folder.path().to_owned(), 64 << 10, memory.clone(), 1 << 30);
+        let mut spool = pool.open();
+        for (bytes, held) in [(10_000, 16_384), (6_384, 16_384), (1, 32_768), (49_151, 65_536)] {
+            spool.write(&vec![7; bytes]).unwrap();
+            let Place::Memory(Memory { bytes, .. }) = &spool.place else { panic!("on disk") };
+            assert_eq!((bytes.capacity(), memory.used()), (held, held as u64));
+        }
+        // As much as one may have in memory, and one byte more.
+        assert_eq!(pool.disk_bytes(), 0);
+        spool.write(&[8]).unwrap();
+        assert_eq!((pool.disk_bytes(), memory.used()), (DISK_STEP_BYTES, 0));
+        assert_eq!(content(&spool.freeze()), [vec![7; 65_536], vec![8]].concat());
+    }
+
+    #[test]
+    fn a_spool_that_was_never_written_leaves_nothing_that_another_would_begin_with() {
+        let pool = SpoolPool::new(PathBuf::new(), 1 << 20, Budget::new(1 << 20), 1 << 30);
+        let mut spool = pool.open();
+        spool.write(&[1; 100]).unwrap();
+        drop((spool, pool.open(), pool.open().freeze()));
+        let kept: Vec<usize> =
+            pool.kept.buffers.lock().unwrap().iter().map(Vec::capacity).collect();
+        assert_eq!(kept, [MEMORY_STEP_BYTES]);
+    }
+
+    #[test]
+    fn memory_beside_is_asked_for_once_and_given_back_with_the_spool() {
+        let memory = Budget::new(64 << 10);
+        let pool = SpoolPool::new(PathBuf::new(), 0, memory.clone(), 0);
+        let mut spool = pool.open();
+        let mut has = |bytes: u64| (spool.has_memory_beside(bytes << 10), memory.used() >> 10);
+        assert_eq!([0, 10, 10, 7].map(&mut has), [(true, 0), (true, 10), (true, 10), (true, 10)]);
+        assert_eq!([30, 64].map(&mut has), [(true, 30), (true, 64)]);
+        assert_eq!(has(65), (false, 64), "what it has stays");
+        let frozen = spool.freeze();
+        assert_eq!(memory.used(), memory.limit());
+        drop(frozen);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn what_lies_on_disk_is_loaded_whole_and_what_lies_in_memory_needs_no_loading() {
+        let folder = tempfile::tempdir().unwrap();
+        let pool =
+            |each| SpoolPool::new(folder.path().to_owned(), each, Budget::new(1 << 20), 1 << 30);
+        let bytes: Vec<u8> = (0..5_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        for (each, unloaded) in [(1 << 20, 0), (0, 5_000)] {
+            let mut spool = pool(each).open();
+            spool.write(&bytes).unwrap();
+            let mut spooled = spool.freeze();
+            assert_eq!(spooled.unloaded_bytes(), unloaded);
+            assert_eq!(spooled.as_slice().is_some(), unloaded == 0);
+            spooled.load().unwrap();
+            assert_eq!((spooled.unloaded_bytes(), spooled.as_slice()), (0, Some(&bytes[..])));
+            assert_eq!(content(&spooled), bytes);
+        }
+    }
+
+    #[test]
     fn the_disk_share_is_a_limit() {
         let folder = tempfile::tempdir().unwrap();
         let pool = SpoolPool::new(folder.path().to_owned(), 0, Budget::new(0), 2 * DISK_STEP_BYTES);
@@ -397,6 +459,10 @@ mod tests {
         spools[1].write(&[0; 10]).unwrap();
         assert!(matches!(spools[2].write(&[0; 10]), Err(SpoolError::NoRoom)));
         let pool = SpoolPool::new(folder.path().to_owned(), 0, Budget::new(0), 50);
+        let mut whole = pool.open();
+        whole.write(&[0; 50]).unwrap();
+        assert_eq!(pool.disk_bytes(), 50, "one may fill the share");
+        drop(whole);
         assert!(matches!(pool.open().write(&[0; 51]), Err(SpoolError::TooLarge)));
     }
 }

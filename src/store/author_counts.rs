@@ -77,10 +77,12 @@ impl AuthorCounts {
             }
             DidMethod::Web => {
                 if !self.others.contains_key(did.as_str()) {
-                    self.others_bytes += did.as_str().len() + OTHER_BYTES_AROUND;
-                    if self.others_bytes > self.others_bytes_max && !self.others.is_empty() {
+                    let bytes = did.as_str().len() + OTHER_BYTES_AROUND;
+                    let is_too_much = self.others_bytes + bytes > self.others_bytes_max;
+                    if is_too_much && !self.others.is_empty() {
                         self.spill()?;
                     }
+                    self.others_bytes += bytes;
                 }
                 self.others.entry(did.as_str().to_owned()).or_default()
             }
@@ -242,5 +244,30 @@ mod tests {
         assert_eq!(authors.next_author().unwrap(), None);
         let mut empty = AuthorCounts::new(folder, 1 << 20).finish().unwrap();
         assert_eq!(empty.next_author().unwrap(), None);
+    }
+
+    #[test]
+    fn a_full_table_is_spilled_for_somebody_new_and_not_for_who_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let plc: fn(u64) -> String = |n| unpacked([0, n]);
+        let web: fn(u64) -> String = |n| format!("did:web:host{n:02}.example");
+        let five = 5 * (web(0).len() + OTHER_BYTES_AROUND);
+        let named = [
+            // The table has 32 buckets, and would grow behind the 28th.
+            (32 * BUCKET_BYTES_GROWING, 28, plc),
+            (RUN_SHARE * five, 5, web),
+            // One that is longer than there is room for is there alone.
+            (0, 1, web),
+        ];
+        for (memory, room, did) in named {
+            let mut counting = AuthorCounts::new(folder.path(), memory);
+            for round in 0..3 {
+                let all = || round * room..(round + 1) * room;
+                for n in all().chain(all()) {
+                    counting.add(&Did::parse(&did(n)).unwrap(), 0).unwrap();
+                    assert_eq!(counting.spills(), round, "{} in {memory} bytes", did(n));
+                }
+            }
+        }
     }
 }

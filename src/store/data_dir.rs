@@ -147,6 +147,7 @@ mod tests {
             (mode("journal"), mode("spool"), mode("queue"), mode("lock")),
             (0o700, 0o700, 0o2770, 0o600)
         );
+        assert_eq!((data.path(), data.join("state.db")), (&*path, path.join("state.db")));
         let held = DataDir::open(&path).unwrap_err();
         assert!(
             matches!(held, StoreError::Held { pid, .. } if pid == std::process::id().to_string())
@@ -155,6 +156,22 @@ mod tests {
         drop(data);
         assert_eq!(holder(&path), None);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_holder_that_has_not_said_who_it_is_is_unknown() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(DataDir::open(folder.path()).unwrap());
+        // Between its lock and its name, and with something else in the place of a name.
+        for said in [&b""[..], b"\n", b"\xff"] {
+            let path = folder.path().join("lock");
+            let mut file = File::create(&path).unwrap();
+            file.write_all(said).unwrap();
+            file.lock().unwrap();
+            assert_eq!(holder(folder.path()).as_deref(), Some("unknown"), "{said:?}");
+            let held = DataDir::open(folder.path()).unwrap_err();
+            assert!(matches!(held, StoreError::Held { pid, .. } if pid == "unknown"), "{said:?}");
+        }
     }
 
     #[test]

@@ -240,6 +240,8 @@ impl Appender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::disk_model::Op;
+    use crate::store::door;
 
     #[test]
     fn what_is_wiped_holds_zeros_wherever_else_it_is_named() {
@@ -278,5 +280,17 @@ mod tests {
         again.cut(1).unwrap();
         again.append(b"z").unwrap();
         assert_eq!((again.bytes(), fs::read(folder.file("a")).unwrap()), (2, b"az".to_vec()));
+    }
+
+    #[test]
+    fn a_file_without_a_leftover_is_not_cut() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        door::renew(None);
+        let mut file = folder.create("a").unwrap();
+        file.append(b"0123456789").unwrap();
+        file.cut_leftover().unwrap();
+        let asked = door::renew(None).ops;
+        assert!(matches!(asked[..], [Op::Create { .. }, Op::Write { .. }]), "{asked:?}");
     }
 }

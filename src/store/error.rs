@@ -204,7 +204,7 @@ pub fn descriptors_max() -> u64 {
 fn wants_space(database: &Path, source: &rusqlite::Error) -> bool {
     let code = source.sqlite_error().map(|error| error.extended_code);
     if code == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
-        return free_bytes(database).is_some_and(|free| free < INDEX_BYTES);
+        return free_bytes(database).is_some_and(wants_space_for_index);
     }
     let is_write = code == Some(rusqlite::ffi::SQLITE_IOERR_WRITE);
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
@@ -218,6 +218,10 @@ fn wants_space(database: &Path, source: &rusqlite::Error) -> bool {
 
 /// With less than this free, an index of the WAL that cannot grow (by 32 KiB) wants space.
 const INDEX_BYTES: u64 = 1 << 20;
+
+fn wants_space_for_index(free: u64) -> bool {
+    free < INDEX_BYTES
+}
 
 /// The most that SQLite writes at once: a page and the head of its frame.
 const LARGEST_WRITE_BYTES: u64 = (64 << 10) + 24;
@@ -290,6 +294,7 @@ mod tests {
         }
         assert!(matches!(of(ffi::SQLITE_BUSY), StoreError::Sqlite { .. }));
         assert_eq!((INDEX_BYTES, LARGEST_WRITE_BYTES), (1_048_576, 65_536 + 24));
+        assert!(wants_space_for_index(INDEX_BYTES - 1) && !wants_space_for_index(INDEX_BYTES));
     }
 
     #[test]
@@ -301,18 +306,45 @@ mod tests {
         assert!((2..=all).contains(&free), "{free} of {all}");
     }
 
-    const CHILD: &str = "SKYFILL_TEST_LARGEST_FILE";
+    const CHILD: &str = "SKYFILL_TEST_LIMIT";
     const LARGEST_FILE_BYTES: u64 = 1 << 20;
 
-    /// The limit holds for a whole process: one of its own, which runs nothing but this test.
+    /// A limit holds for a whole process: one of its own, which runs nothing but the test `name`. Whether this is that one.
+    fn is_child(name: &str) -> bool {
+        if std::env::var_os(CHILD).is_some() {
+            return true;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let name = format!("store::error::tests::{name}");
+        let ran = child.args(["--exact", &name]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+        false
+    }
+
+    #[test]
+    fn what_sqlite_cannot_open_or_do_wants_descriptors_while_there_are_none() {
+        if !is_child("what_sqlite_cannot_open_or_do_wants_descriptors_while_there_are_none") {
+            return;
+        }
+        let limit = Rlimit { current: Some(64), maximum: Some(64) };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let path = Path::new("/x/state.db");
+        let is_for_want = |code| matches!(of_sqlite(path, code), StoreError::Descriptors { .. });
+        let codes = [ffi::SQLITE_CANTOPEN, ffi::SQLITE_IOERR_READ];
+        assert!(has_descriptor() && !codes.into_iter().any(is_for_want));
+        let said = of_system(rustix::io::Errno::MFILE);
+        assert!(matches!(said, StoreError::Descriptors { limit: 64, .. }), "{said:?}");
+        let taken: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+        assert!(!has_descriptor() && codes.into_iter().all(is_for_want));
+        assert!(matches!(of_sqlite(path, ffi::SQLITE_CORRUPT), StoreError::Damaged { .. }));
+        drop(taken);
+        assert!(has_descriptor() && !codes.into_iter().any(is_for_want));
+    }
+
     #[test]
     fn a_failed_write_wants_space_where_the_file_is_as_long_as_it_may_be() {
-        if std::env::var_os(CHILD).is_none() {
-            let name = "store::error::tests::a_failed_write_wants_space_where_the_file_is_as_long_as_it_may_be";
-            let mut child = Command::new(std::env::current_exe().unwrap());
-            let ran = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
-            let said = String::from_utf8_lossy(&ran.stdout);
-            assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+        if !is_child("a_failed_write_wants_space_where_the_file_is_as_long_as_it_may_be") {
             return;
         }
         let limit = Some(LARGEST_FILE_BYTES);

@@ -65,8 +65,7 @@ pub trait LedgerFollower: Send {
     ///
     /// # Errors
     /// [`StoreError`].
-    fn mark_forgotten(&self, segment: &mut SegmentReader) -> Result<bool, StoreError> {
-        let _nobody = segment;
+    fn mark_forgotten(&self, _segment: &mut SegmentReader) -> Result<bool, StoreError> {
         Ok(false)
     }
 
@@ -385,6 +384,8 @@ mod tests {
     use super::*;
     use crate::store::items::Item;
 
+    type Log = Arc<Mutex<Vec<String>>>;
+
     const ID: &str = "0123456789abcdef0123456789abcdef";
 
     /// Tells the segment that it has at each settle.
@@ -410,6 +411,39 @@ mod tests {
     /// The sink panics at this segment.
     const BUG: u64 = 41;
 
+    /// Writes down what is asked of it.
+    struct Heard(&'static str, Log);
+
+    impl Heard {
+        fn hear(&self, what: impl std::fmt::Display) {
+            self.1.lock().unwrap().push(format!("{} {what}", self.0));
+        }
+    }
+
+    impl Sink for Heard {
+        fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
+            self.hear(segment.number);
+            Ok(())
+        }
+
+        fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
+            self.hear("settles");
+            Ok(Vec::new())
+        }
+
+        fn shrink(&mut self) {
+            self.hear("shrinks");
+        }
+
+        fn close(&mut self) -> Result<(), StoreError> {
+            self.hear("closes");
+            Ok(())
+        }
+    }
+
+    /// The segments whose account an earlier one brought.
+    const REPEATED: [u64; 2] = [2, 3];
+
     /// Remembers no more than where it is.
     struct Ledger(u64);
 
@@ -418,11 +452,12 @@ mod tests {
             self.0
         }
 
-        fn repeats(&mut self, _: u64, _: Vec<Export>) -> Result<Vec<usize>, StoreError> {
-            Ok(Vec::new())
+        fn repeats(&mut self, segment: u64, _: Vec<Export>) -> Result<Vec<usize>, StoreError> {
+            Ok(if REPEATED.contains(&segment) { vec![0] } else { Vec::new() })
         }
 
         fn apply(&mut self, segment: u64, _: Vec<Revision>) -> Result<(), StoreError> {
+            assert!(segment > self.0, "it has segment {segment}");
             self.0 = segment;
             Ok(())
         }
@@ -484,5 +519,118 @@ mod tests {
         applier.stop();
         thread.join().unwrap();
         assert!(applier.progress().borrow().ended);
+    }
+
+    fn journal(folder: &tempfile::TempDir) -> Arc<Mutex<Journal>> {
+        let labels = vec!["post".to_owned()];
+        Arc::new(Mutex::new(Journal::open(folder.path(), ID, labels, 1 << 30, 0).unwrap()))
+    }
+
+    /// The applier's thread before it runs, with a sink that writes into `log`.
+    fn resting(journal: &Arc<Mutex<Journal>>, log: &Log) -> Thread {
+        Thread {
+            journal: Arc::clone(journal),
+            sinks: vec![Box::new(Heard("sink", Arc::clone(log)))],
+            followers: Followers::default(),
+            ledger: Box::new(Ledger(lock(journal).newest())),
+            health: Health::default(),
+            progress: watch::Sender::default(),
+            applied: 0,
+            settled: 0,
+        }
+    }
+
+    #[test]
+    fn what_the_ledger_has_by_the_start_is_brought_to_the_sinks_alone() {
+        let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
+        let journal = journal(&folder);
+        seal(&journal, 1..=2);
+        let mut thread = resting(&journal, &log);
+        seal(&journal, 3..=3);
+        while thread.apply_next().unwrap() {}
+        assert_eq!((thread.applied, thread.ledger.position()), (3, 3));
+        assert_eq!(*log.lock().unwrap(), ["sink 1", "sink 2", "sink 3"]);
+    }
+
+    #[test]
+    fn who_is_passed_over_is_known_until_the_segment_is_gone() {
+        let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
+        let journal = journal(&folder);
+        seal(&journal, 1..=2);
+        let mut thread = resting(&journal, &log);
+        let passed_over = |it: &Thread| it.progress.borrow().passed_over.clone();
+        while thread.apply_next().unwrap() {}
+        assert_eq!(passed_over(&thread), BTreeMap::from([(2, vec![0])]));
+        // Applied beyond what is settled: that one is still there.
+        seal(&journal, 3..=3);
+        while thread.apply_next().unwrap() {}
+        assert_eq!(passed_over(&thread).into_keys().collect::<Vec<_>>(), REPEATED);
+        thread.settle().unwrap();
+        assert_eq!((passed_over(&thread), lock(&journal).forgotten()), (BTreeMap::new(), 3));
+    }
+
+    #[test]
+    fn room_is_what_sinks_can_shrink_by_and_the_segments_that_everybody_has() {
+        let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
+        let journal = journal(&folder);
+        seal(&journal, 1..=2);
+        let mut thread = resting(&journal, &log);
+        let heard = || std::mem::take(&mut *log.lock().unwrap());
+        thread.make_room();
+        assert_eq!((heard(), lock(&journal).forgotten()), (vec!["sink shrinks".to_owned()], 0));
+        while thread.apply_next().unwrap() {}
+        assert_eq!(heard(), ["sink 1", "sink 2"]);
+        thread.make_room();
+        assert_eq!(heard(), ["sink shrinks", "sink settles"]);
+        assert_eq!((lock(&journal).forgotten(), thread.progress.borrow().forgotten), (2, 2));
+    }
+
+    #[test]
+    fn who_abandons_the_applier_ends_it_without_another_write() {
+        for (is_abandoned, heard) in [(true, &[][..]), (false, &["sink settles", "sink closes"])] {
+            let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
+            let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Heard("sink", Arc::clone(&log)))];
+            let (journal, ledger) = (journal(&folder), Box::new(Ledger(0)));
+            let (applier, thread) =
+                Applier::start(journal, sinks, ledger, Health::default()).unwrap();
+            if is_abandoned {
+                applier.abandon();
+            }
+            // It also ends when nobody is left who could ask for anything.
+            drop(applier);
+            thread.join().unwrap();
+            assert_eq!(*log.lock().unwrap(), heard);
+        }
+    }
+
+    /// An applier as others have it, whose thread is the test.
+    fn held() -> (Applier, Receiver<Command>, watch::Sender<Progress>) {
+        let ((wake, woken), (progress, watched)) =
+            (sync_channel(1), watch::channel(Progress::default()));
+        (Applier { wake, progress: watched, followers: Followers::default() }, woken, progress)
+    }
+
+    #[test]
+    fn whoever_wakes_the_applier_wakes_the_followers_and_never_waits() {
+        let (mut applier, woken, _progress) = held();
+        let (wake, follower_woken) = sync_channel(1);
+        applier.followers.wakes.push(wake);
+        applier.wake();
+        applier.wake();
+        assert_eq!(woken.try_iter().collect::<Vec<_>>(), [Command::Look]);
+        assert_eq!(follower_woken.try_iter().count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn space_is_waited_for_until_more_is_given_back_or_the_applier_ends() {
+        let (applier, _woken, progress) = held();
+        let is_there = async |forgotten| {
+            let waiting = applier.forgotten_after(forgotten);
+            tokio::time::timeout(Duration::from_secs(60), waiting).await.is_ok()
+        };
+        progress.send_modify(|it| it.forgotten = 7);
+        assert!(is_there(6).await && !is_there(7).await && !is_there(8).await);
+        progress.send_modify(|it| it.ended = true);
+        assert!(is_there(8).await);
     }
 }

@@ -111,12 +111,29 @@ impl Waiting {
         clock: &Clock,
         parkings: Option<&Parkings>,
     ) -> Result<Vec<JoinHandle<()>>, StoreError> {
-        let Self { followers, places } = self;
-        let mut threads = Vec::new();
-        let Followers { told, is_finishing, .. } = followers;
-        let Some(told) = told else { return Ok(threads) };
-        for (index, (named, place)) in sinks.into_iter().zip(places).enumerate() {
-            let (NamedSink { name, sink, .. }, (woken, start)) = (named, place);
+        let threads = self.threads(sinks, journal, applier, health, clock, parkings).into_iter();
+        let spawned = threads.map(|(thread, start)| {
+            let named = std::thread::Builder::new().name(format!("sink-{}", thread.name));
+            let spawned = named.spawn(move || thread.run(&start));
+            spawned.map_err(|error| StoreError::io(Path::new("sink thread"), error))
+        });
+        spawned.collect()
+    }
+
+    fn threads(
+        self,
+        sinks: Vec<NamedSink>,
+        journal: &Arc<Mutex<Journal>>,
+        applier: &Applier,
+        health: &Health,
+        clock: &Clock,
+        parkings: Option<&Parkings>,
+    ) -> Vec<(Thread, Start)> {
+        let Self { followers: Followers { told, is_finishing, .. }, places } = self;
+        let Some(told) = told else { return Vec::new() };
+        let placed = sinks.into_iter().zip(places).enumerate();
+        let threads = placed.map(|(index, (named, (woken, start)))| {
+            let NamedSink { name, sink, .. } = named;
             let lag_max = told.borrow()[index].lag_max;
             let parkings = parkings.filter(|_| sink.hears_of_parked()).cloned();
             let thread = Thread {
@@ -132,18 +149,34 @@ impl Waiting {
                 is_finishing: Arc::clone(&is_finishing),
                 taken: start.known,
                 settled: start.known,
-                unsettled: 0,
-                unsettled_bytes: 0,
+                unsettled: Unsettled::default(),
                 lag_max,
                 teller: parkings.map(Parkings::teller),
                 ends_at: None,
                 is_over: false,
             };
-            let named = std::thread::Builder::new().name(format!("sink-{}", thread.name));
-            let spawned = named.spawn(move || thread.run(&start));
-            threads.push(spawned.map_err(|error| StoreError::io(Path::new("sink thread"), error))?);
-        }
-        Ok(threads)
+            (thread, start)
+        });
+        threads.collect()
+    }
+}
+
+/// Segments taken since the last settle, and their bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsettled {
+    segments: u64,
+    bytes: u64,
+}
+
+impl Unsettled {
+    /// With one of `bytes` more.
+    fn with(self, bytes: u64) -> Self {
+        Self { segments: self.segments + 1, bytes: self.bytes + bytes }
+    }
+
+    /// Whether it is to be settled before another segment is taken, of a sink that may hold `lag_max` bytes.
+    fn is_enough(self, lag_max: u64) -> bool {
+        self.segments >= SETTLE_SEGMENTS || self.bytes >= lag_max / SETTLE_SHARE
     }
 }
 
@@ -160,9 +193,7 @@ struct Thread {
     is_finishing: Arc<AtomicBool>,
     taken: Position,
     settled: Position,
-    /// Segments taken since the last settle, and their bytes.
-    unsettled: u64,
-    unsettled_bytes: u64,
+    unsettled: Unsettled,
     /// Bytes of segments that it may hold.
     lag_max: u64,
     /// Accounts that were given up, if the sink wants to hear of them.
@@ -196,8 +227,7 @@ impl Thread {
         tracing::info!(sink = %self.name, segment = position.segment, "a sink follows");
         loop {
             while !self.is_over && self.has_time() && self.take_next()? {
-                let is_much = self.unsettled_bytes >= self.lag_max / SETTLE_SHARE;
-                if is_much || self.unsettled >= SETTLE_SEGMENTS {
+                if self.unsettled.is_enough(self.lag_max) {
                     self.settle()?;
                 }
             }
@@ -212,25 +242,23 @@ impl Thread {
                 self.settle_by(|sink| sink.finish())?;
                 return self.patiently(|sink| sink.close()).map(drop);
             }
-            if self.is_waited_for() && self.settled < self.taken {
-                self.settle()?;
+            if self.is_waited_for() {
+                self.settle_rest()?;
             }
-            match self.woken.recv_timeout(QUIET) {
-                Ok(command) => self.hear(command),
-                // What it has kept back is asked for again: it may be old enough by now.
-                Err(RecvTimeoutError::Timeout) if self.settled < self.taken => self.settle()?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => self.is_over = true,
-            }
+            let heard = self.woken.recv_timeout(QUIET);
+            self.hear(heard)?;
         }
     }
 
-    fn hear(&mut self, command: Command) {
-        match command {
-            Command::Look => {}
-            Command::Stop => self.ends_at = Some(self.clock.now() + LAST_TAKE),
-            Command::Abandon => self.is_over = true,
+    fn hear(&mut self, heard: Result<Command, RecvTimeoutError>) -> Result<(), StoreError> {
+        match heard {
+            Ok(Command::Look) => {}
+            Ok(Command::Stop) => self.ends_at = Some(self.clock.now() + LAST_TAKE),
+            Ok(Command::Abandon) | Err(RecvTimeoutError::Disconnected) => self.is_over = true,
+            // What it has kept back is asked for again: it may be old enough by now.
+            Err(RecvTimeoutError::Timeout) => self.settle_rest()?,
         }
+        Ok(())
     }
 
     fn has_time(&self) -> bool {
@@ -284,8 +312,7 @@ impl Thread {
             return Ok(false);
         }
         self.taken = SegmentReader::end(&segment);
-        self.unsettled += 1;
-        self.unsettled_bytes += bytes;
+        self.unsettled = self.unsettled.with(bytes);
         Ok(true)
     }
 
@@ -311,6 +338,11 @@ impl Thread {
         self.is_finishing.load(Ordering::Acquire) || self.told.borrow()[self.index].holds_up
     }
 
+    /// Asks for what was taken and is not settled, if there is anything.
+    fn settle_rest(&mut self) -> Result<(), StoreError> {
+        if self.settled < self.taken { self.settle() } else { Ok(()) }
+    }
+
     fn settle(&mut self) -> Result<(), StoreError> {
         match self.is_waited_for() {
             true => self.settle_by(|sink| sink.finish()),
@@ -325,7 +357,7 @@ impl Thread {
         let Some(parts) = self.patiently(settle)? else { return Ok(()) };
         let least = parts.into_iter().map(|(_, position)| position).min();
         let settled = least.unwrap_or(self.taken).min(self.taken);
-        (self.unsettled, self.unsettled_bytes) = (0, 0);
+        self.unsettled = Unsettled::default();
         if settled <= self.settled {
             return Ok(());
         }
@@ -406,6 +438,8 @@ fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::MutexGuard;
+
     use super::*;
     use crate::config::targets::Target;
     use crate::domain::account::Revision;
@@ -459,6 +493,8 @@ mod tests {
         settles_never: bool,
         /// Settled positions stay here until the sink is asked to finish.
         keeps_back: Option<Position>,
+        /// What it was asked to do.
+        calls: Vec<&'static str>,
     }
 
     /// A sink whose position is with its rows, or is not.
@@ -468,9 +504,22 @@ mod tests {
         keeps_no_position: bool,
     }
 
+    impl Memory {
+        fn called(&self, what: &'static str) -> MutexGuard<'_, Held> {
+            let mut held = self.held.lock().unwrap();
+            held.calls.push(what);
+            held
+        }
+
+        /// What it was asked to do since this was last looked at.
+        fn calls(&self) -> Vec<&'static str> {
+            std::mem::take(&mut self.held.lock().unwrap().calls)
+        }
+    }
+
     impl Sink for Memory {
         fn begin(&mut self, start: &Start) -> Result<Position, StoreError> {
-            let mut held = self.held.lock().unwrap();
+            let mut held = self.called("begin");
             assert_eq!(start.directory, ID);
             if held.is_absent {
                 return Err(StoreError::busy("not there yet"));
@@ -482,7 +531,7 @@ mod tests {
         }
 
         fn apply(&mut self, segment: &SegmentReader) -> Result<(), StoreError> {
-            let mut held = self.held.lock().unwrap();
+            let mut held = self.called("apply");
             let mut buffer = Vec::new();
             for item in segment.items_from(held.position) {
                 if held.refusals > 0 {
@@ -501,7 +550,7 @@ mod tests {
         }
 
         fn settle(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
-            let held = self.held.lock().unwrap();
+            let held = self.called("settle");
             if held.settles_never {
                 return Err(StoreError::busy("not now"));
             }
@@ -513,14 +562,28 @@ mod tests {
         }
 
         fn parked(&mut self, accounts: &[Parked]) -> Result<(), StoreError> {
-            let mut held = self.held.lock().unwrap();
+            let mut held = self.called("parked");
             held.rows.extend(accounts.iter().map(|it| format!("{} {}", it.did, it.reason)));
             Ok(())
         }
 
         fn finish(&mut self) -> Result<Vec<(String, Position)>, StoreError> {
-            Ok(vec![(String::new(), self.held.lock().unwrap().position)])
+            Ok(vec![(String::new(), self.called("finish").position)])
         }
+
+        fn shrink(&mut self) {
+            drop(self.called("shrink"));
+        }
+
+        fn close(&mut self) -> Result<(), StoreError> {
+            drop(self.called("close"));
+            Ok(())
+        }
+    }
+
+    fn sinks(name: &str, sink: &Memory) -> Vec<NamedSink> {
+        let (name, sink) = (name.to_owned(), Box::new(sink.clone()));
+        vec![NamedSink { name, sink, lag_max: None }]
     }
 
     struct Bench {
@@ -547,6 +610,31 @@ mod tests {
         }
 
         fn start(&self, name: &str, sink: &Memory) -> Result<Running, StoreError> {
+            let (waiting, mut running) = self.begin(name)?;
+            let Running { journal, applier, health, .. } = &running;
+            let (sinks, clock) = (sinks(name, sink), Clock::system());
+            let parkings = self.parkings.as_ref();
+            let threads = waiting.start(sinks, journal, applier, health, &clock, parkings)?;
+            running.threads.extend(threads);
+            Ok(running)
+        }
+
+        /// The thread of `sink` before it runs, with everything around it; it hears `commands`, and that nobody is left.
+        fn resting(&self, sink: &Memory, commands: &[Command]) -> (Thread, Start, Running) {
+            let (waiting, running) = self.begin("memory").unwrap();
+            let Running { journal, applier, health, .. } = &running;
+            let (sinks, clock) = (sinks("memory", sink), Clock::system());
+            let parkings = self.parkings.as_ref();
+            let mut threads = waiting.threads(sinks, journal, applier, health, &clock, parkings);
+            let (mut thread, start) = threads.pop().unwrap();
+            let (wake, woken) = sync_channel(commands.len());
+            commands.iter().for_each(|command| wake.send(*command).unwrap());
+            thread.woken = woken;
+            (thread, start, running)
+        }
+
+        /// All but the sink's thread.
+        fn begin(&self, name: &str) -> Result<(Waiting, Running), StoreError> {
             let labels = vec!["post".to_owned()];
             let known = self.ledger.0.lock().unwrap().clone();
             let journal = Journal::open(self.folder.path(), ID, labels.clone(), 1 << 30, known.0)?;
@@ -563,18 +651,22 @@ mod tests {
                 ledger,
                 health.clone(),
             )?;
-            let (name, sink) = (name.to_owned(), Box::new(sink.clone()));
-            let sinks = vec![NamedSink { name, sink, lag_max: None }];
-            let mut threads = waiting.start(
-                sinks,
-                &journal,
-                &applier,
-                &health,
-                &Clock::system(),
-                self.parkings.as_ref(),
-            )?;
-            threads.push(thread);
-            Ok(Running { journal, applier, followers, health, threads })
+            let threads = vec![thread];
+            Ok((waiting, Running { journal, applier, followers, health, threads }))
+        }
+
+        /// An account that was given up, of which the sink is told; the ledger that has it.
+        fn park(&mut self) -> Rows {
+            let (folder, path) = (self.folder.path(), self.folder.path().join("state.db"));
+            let (clock, chance) = (Clock::system(), Chance::seeded(1));
+            let mut rows = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap().0;
+            let malformed =
+                Target::Malformed { cleaned: "did:plc:BAD".into(), detail: "x:1".into() };
+            let list = std::iter::once(Ok::<_, StoreError>(malformed));
+            let staged = Staged::read(folder, list, &|_| {}).unwrap().unwrap();
+            staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
+            self.parkings = Some(Parkings::of(&mut rows, &path, folder, None).unwrap());
+            rows
         }
 
         /// Seals `count` segments of one account with two items each; gives their rows.
@@ -609,6 +701,10 @@ mod tests {
             self.applier.applied(newest).await;
             self.followers.stop();
             self.followers.passed_by(u64::MAX).await;
+            self.end()
+        }
+
+        fn end(self) -> Health {
             self.applier.stop();
             self.threads.into_iter().for_each(|thread| thread.join().unwrap());
             self.health
@@ -638,31 +734,10 @@ mod tests {
         assert_eq!(bench.ledger.0.lock().unwrap().1["sink:memory"], Position::after(43));
     }
 
-    #[tokio::test]
-    async fn that_a_sink_waits_and_goes_on_is_said_once() {
+    #[test]
+    fn that_a_sink_waits_and_goes_on_is_said_once() {
         let (bench, sink) = (Bench::new(), Memory::default());
-        let running = bench.start("memory", &sink).unwrap();
-        let told = watch::Sender::new(vec![Followed::new("memory", Position::default(), 1)]);
-        let thread = Thread {
-            index: 0,
-            name: "memory".to_owned(),
-            sink: Box::new(sink),
-            woken: sync_channel(1).1,
-            told: Arc::new(told),
-            journal: Arc::clone(&running.journal),
-            applier: running.applier.clone(),
-            health: running.health.clone(),
-            clock: Clock::system(),
-            is_finishing: Arc::default(),
-            taken: Position::default(),
-            settled: Position::default(),
-            unsettled: 0,
-            unsettled_bytes: 0,
-            lag_max: 1,
-            teller: None,
-            ends_at: None,
-            is_over: false,
-        };
+        let (thread, _start, running) = bench.resting(&sink, &[]);
         let said = |what: Option<&str>| Messages::of(|| thread.wait_for(what.map(str::to_owned)));
         let waits = || thread.told.borrow()[0].waits.clone();
         assert_eq!(said(None), Vec::<String>::new());
@@ -671,7 +746,104 @@ mod tests {
         assert_eq!((said(Some("busy")), waits().as_deref()), (vec![], Some("busy")));
         assert_eq!(said(None), ["a sink goes on"]);
         assert_eq!((said(None), waits()), (vec![], None));
-        running.stop().await;
+        running.end();
+    }
+
+    #[test]
+    fn what_was_taken_is_settled_with_so_many_segments_or_a_share_of_what_may_be_held() {
+        let taken = |segments: u64, bytes| {
+            (0..segments).fold(Unsettled::default(), |taken, _| taken.with(bytes))
+        };
+        for (segments, bytes, lag_max, is_enough) in [
+            (0, 0, 400, false),
+            (SETTLE_SEGMENTS - 1, 1, 400, false),
+            (SETTLE_SEGMENTS, 1, 400, true),
+            (3, 33, 400, false),
+            (4, 25, 400, true),
+            (1, 100, 400, true),
+            (1, 100, u64::MAX, false),
+        ] {
+            let taken = taken(segments, bytes);
+            assert_eq!(taken.is_enough(lag_max), is_enough, "{taken:?} of {lag_max}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sink_settles_what_it_has_taken_and_is_not_asked_for_nothing() {
+        let sixteen = ["apply"; 16];
+        for (is_finishing, then) in [
+            (false, &["settle", "apply", "finish", "close"][..]),
+            // Nothing is kept back, and the rest is not held until the end.
+            (true, &["finish", "apply", "finish", "finish", "close"]),
+        ] {
+            let (mut bench, sink) = (Bench::new(), Memory::default());
+            let commands = [Command::Look, Command::Look, Command::Stop];
+            let (mut thread, start, running) = bench.resting(&sink, &commands);
+            bench.seal(&running, 17);
+            running.applier.applied(17).await;
+            running.followers.is_finishing.store(is_finishing, Ordering::Release);
+            thread.follow(&start).unwrap();
+            assert_eq!(sink.calls(), [&["begin"], &sixteen[..], then].concat());
+            assert_eq!(running.followers.passed(), 17);
+            running.end();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_quiet_moment_is_for_what_was_taken_and_is_not_settled() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        let (mut thread, _start, running) = bench.resting(&sink, &[]);
+        bench.seal(&running, 1);
+        running.applier.applied(1).await;
+        let quiet = |thread: &mut Thread| {
+            thread.hear(Err(RecvTimeoutError::Timeout)).unwrap();
+            sink.calls()
+        };
+        assert_eq!(quiet(&mut thread), [""; 0]);
+        assert!(thread.take_next().unwrap());
+        assert_eq!(quiet(&mut thread), ["apply", "settle"]);
+        assert_eq!(quiet(&mut thread), [""; 0]);
+        assert!(!thread.is_over);
+        thread.hear(Err(RecvTimeoutError::Disconnected)).unwrap();
+        assert!(thread.is_over, "nobody is left who could stop it");
+        running.end();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_stop_a_sink_has_a_while_and_one_that_is_busy_then_is_not_asked_again() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        let (mut thread, _start, running) = bench.resting(&sink, &[]);
+        bench.seal(&running, 1);
+        running.applier.applied(1).await;
+        tokio::time::advance(2 * LAST_TAKE).await;
+        assert!(thread.has_time(), "nothing has stopped");
+        thread.hear(Ok(Command::Stop)).unwrap();
+        let last = Duration::from_millis(1);
+        tokio::time::advance(LAST_TAKE - last).await;
+        assert!(thread.has_time());
+        tokio::time::advance(last).await;
+        assert!(!thread.has_time());
+        sink.held.lock().unwrap().refusals = 1;
+        assert!(!thread.take_next().unwrap() && thread.is_over);
+        assert_eq!(sink.calls(), ["apply"]);
+        running.end();
+    }
+
+    #[test]
+    fn nobody_is_told_of_after_the_end() {
+        let (mut bench, sink) = (Bench::new(), Memory::default());
+        let _rows = bench.park();
+        let (mut thread, _start, running) = bench.resting(&sink, &[]);
+        let mut teller = thread.teller.take().unwrap();
+        let now = thread.clock.now();
+        for (is_over, ends_at, calls) in
+            [(true, None, &[][..]), (false, Some(now), &[]), (false, None, &["parked"])]
+        {
+            (thread.is_over, thread.ends_at) = (is_over, ends_at);
+            thread.tell_parked(&mut teller).unwrap();
+            assert_eq!(sink.calls(), calls);
+        }
+        running.end();
     }
 
     #[tokio::test]
@@ -810,14 +982,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_sealed_is_taken_before_accounts_are_told_of_that_were_given_up() {
         let (mut bench, sink) = (Bench::new(), Memory::default());
-        let (folder, path) = (bench.folder.path(), bench.folder.path().join("state.db"));
-        let (clock, chance) = (Clock::system(), Chance::seeded(1));
-        let mut rows = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap().0;
-        let malformed = Target::Malformed { cleaned: "did:plc:BAD".into(), detail: "x:1".into() };
-        let list = std::iter::once(Ok::<_, StoreError>(malformed));
-        let staged = Staged::read(folder, list, &|_| {}).unwrap().unwrap();
-        staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();
-        bench.parkings = Some(Parkings::of(&mut rows, &path, folder, None).unwrap());
+        let _rows = bench.park();
         sink.held.lock().unwrap().is_absent = true;
         let running = bench.start("memory", &sink).unwrap();
         // Sealed, and the applier cannot bring it to the ledger: the sink is not given it yet.

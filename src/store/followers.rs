@@ -285,3 +285,44 @@ impl Following {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::heard::Messages;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_holds_up_the_work_is_named_once_a_wait_and_at_most_once_a_minute() {
+        const WAITS: &[&str] = &["the work waits for a sink"];
+        const GOES_ON: &[&str] = &["the work goes on"];
+        let mut followed = Followed::new("slow", Position::default(), 10);
+        let minute = 1_000 * SAID_AGAIN.as_secs();
+        let steps = [
+            (0, 10, false, &[][..]),
+            (0, 11, true, WAITS),
+            (0, 12, true, &[]),
+            (0, 10, false, GOES_ON),
+            (0, 10, false, &[]),
+            // Again, and too soon to say so: nor is it said that this is over.
+            (0, 11, true, &[]),
+            (0, 10, false, &[]),
+            (minute - 1, 11, true, &[]),
+            // It still waits when that may be said, and is not named again while it does.
+            (1, 11, true, WAITS),
+            (minute, 11, true, &[]),
+        ];
+        let judge = |followed: &mut Followed, bytes| {
+            let mut holds_up = false;
+            let heard = Messages::of(|| holds_up = followed.judge(Lag { segments: 1, bytes }));
+            (holds_up, heard)
+        };
+        for (step, (milliseconds, bytes, holds_up, said)) in steps.into_iter().enumerate() {
+            tokio::time::advance(Duration::from_millis(milliseconds)).await;
+            let (is_held, heard) = judge(&mut followed, bytes);
+            assert_eq!(is_held, holds_up, "{step}");
+            assert_eq!(heard, said, "{step}");
+        }
+        followed.ended = true;
+        assert_eq!(judge(&mut followed, 11), (false, vec![GOES_ON[0].to_owned()]));
+    }
+}

@@ -325,4 +325,32 @@ mod tests {
         followed.ended = true;
         assert_eq!(judge(&mut followed, 11), (false, vec![GOES_ON[0].to_owned()]));
     }
+
+    #[test]
+    fn a_mark_is_news_when_it_is_put_on_and_when_it_is_taken_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let labels = vec!["post".to_owned()];
+        let mut journal = Journal::open(folder.path(), "id", labels, 1 << 30, 0).unwrap();
+        journal.sealed.extend([(1, 6), (2, 4), (3, 1)]);
+        let journal = Mutex::new(journal);
+        let told = watch::Sender::new(vec![Followed::new("slow", Position::default(), 10)]);
+        let mut watched = told.subscribe();
+        let followers = Followers { told: Some(Arc::new(told)), ..Followers::default() };
+        let mut is_news = || {
+            let is_news = watched.has_changed().unwrap();
+            watched.mark_unchanged();
+            is_news
+        };
+        for (applied, is_held, is_told) in
+            [(2, false, false), (3, true, true), (3, true, false), (2, false, true)]
+        {
+            assert_eq!(followers.mark(&journal, applied), is_held, "{applied}");
+            assert_eq!((followers.hold_up(), is_news()), (is_held, is_told), "{applied}");
+        }
+        assert!(followers.mark(&journal, 3) && is_news());
+        drop(Marked(&followers));
+        assert!(!followers.hold_up() && is_news());
+        drop(Marked(&followers));
+        assert!(!is_news(), "there was none");
+    }
 }

@@ -16,7 +16,7 @@ use crate::stages::scheduler::WRITER;
 use crate::store::apply::{Applier, Sink};
 use crate::store::data_dir::DataDir;
 use crate::store::error::StoreError;
-use crate::store::follow::{Followers, NamedSink, Waiting};
+use crate::store::follow::{Around, Followers, NamedSink, Waiting};
 use crate::store::followers::Following;
 use crate::store::health::Health;
 use crate::store::journal::Journal;
@@ -104,8 +104,9 @@ impl Disk {
             Applier::start_beside(beside, journal_too, queues, follower, health.clone())?;
         // Taken only now: what found the disk full before is tried again with them.
         configured.append(&mut sinks);
-        let mut threads =
-            waiting.start(configured, &journal, &applier, health, clock, parkings.as_ref())?;
+        let parkings = parkings.as_ref();
+        let around = Around { journal: &journal, applier: &applier, health, clock, parkings };
+        let mut threads = waiting.start(configured, &around)?;
         threads.extend([applier_thread, ledger_thread]);
         let names = transformer.pseudonyms().cloned();
         Ok(Self { ledger, journal, applier, followers, names, threads, dir, recovered })

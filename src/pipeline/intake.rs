@@ -22,7 +22,7 @@ use crate::limits::{ADMITTED_PER_PARTITION_MAX, INPUT_WINDOW_OFFSETS_MAX};
 use crate::net::guard::Guard;
 use crate::pipeline::Reach;
 use crate::pipeline::sharing::Trouble;
-use crate::pipeline::telling::Stragglers;
+use crate::pipeline::telling::{Stragglers, take_out_left};
 use crate::sink::kafka::client::ANSWER;
 use crate::sink::kafka::dids::{self, Wanted};
 use crate::sink::kafka::holdings::Holdings;
@@ -160,7 +160,7 @@ impl Intake {
             let admitted = self.holdings.admitted(*partition).into_iter();
             self.holdings.leave(*partition, admitted.filter(|it| window.is_decided(*it)));
         }
-        self.take_out_left()?;
+        take_out_left(&self.holdings, &self.reach)?;
         for (partition, window) in std::mem::take(&mut self.opened) {
             let again = self.again.remove(&partition).then(|| window.base());
             self.readings.insert(partition, Reading::new(window));
@@ -255,19 +255,9 @@ impl Intake {
         Ok(())
     }
 
-    /// Tells the ledger what others have to do with now.
-    fn take_out_left(&self) -> Result<(), Trouble> {
-        for (partition, offsets) in self.holdings.left() {
-            let out = offsets.clone();
-            self.reach.ledger().run_blocking(move |rows| rows.hand_over_inputs(partition, &out))?;
-            self.holdings.taken_out(partition, &offsets);
-        }
-        Ok(())
-    }
-
     /// Tells the ledger what is decided and told, and what was left.
     pub fn drop_told(&mut self) -> Result<(), Trouble> {
-        self.take_out_left()?;
+        take_out_left(&self.holdings, &self.reach)?;
         let mut told: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
         for (partition, offset) in self.holdings.take_told() {
             told.entry(partition).or_default().push(offset);

@@ -114,9 +114,8 @@ impl Teller {
             // The topics say that others do them, and nobody here has heard of it.
             crash_point!(SinkKafkaHandedOverBeforeTold);
             tracing::info!(partition, accounts = moved.len(), "accounts were handed over");
-            self.reach
-                .ledger()
-                .run_blocking(move |rows| rows.hand_over_inputs(partition, &moved))?;
+            self.holdings.leave(partition, moved);
+            take_out_left(&self.holdings, &self.reach)?;
         }
         Ok(())
     }
@@ -170,4 +169,14 @@ impl Teller {
         }
         Ok(moved)
     }
+}
+
+/// Tells the ledger which messages others have to do with now.
+pub fn take_out_left(holdings: &Holdings, reach: &Reach) -> Result<(), Trouble> {
+    for (partition, offsets) in holdings.left() {
+        let out = offsets.clone();
+        reach.ledger().run_blocking(move |rows| rows.hand_over_inputs(partition, &out))?;
+        holdings.taken_out(partition, &offsets);
+    }
+    Ok(())
 }

@@ -526,26 +526,27 @@ mod tests {
         Arc::new(Mutex::new(Journal::open(folder.path(), ID, labels, 1 << 30, 0).unwrap()))
     }
 
-    /// The applier's thread before it runs, with a sink that writes into `log`.
-    fn resting(journal: &Arc<Mutex<Journal>>, log: &Log) -> Thread {
-        Thread {
-            journal: Arc::clone(journal),
-            sinks: vec![Box::new(Heard("sink", Arc::clone(log)))],
+    /// The applier's thread before it runs, with two sealed segments, and a sink that writes into the log.
+    fn resting() -> (tempfile::TempDir, Arc<Mutex<Journal>>, Log, Thread) {
+        let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
+        let journal = journal(&folder);
+        seal(&journal, 1..=2);
+        let thread = Thread {
+            journal: Arc::clone(&journal),
+            sinks: vec![Box::new(Heard("sink", Arc::clone(&log)))],
             followers: Followers::default(),
-            ledger: Box::new(Ledger(lock(journal).newest())),
+            ledger: Box::new(Ledger(2)),
             health: Health::default(),
             progress: watch::Sender::default(),
             applied: 0,
             settled: 0,
-        }
+        };
+        (folder, journal, log, thread)
     }
 
     #[test]
     fn what_the_ledger_has_by_the_start_is_brought_to_the_sinks_alone() {
-        let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
-        let journal = journal(&folder);
-        seal(&journal, 1..=2);
-        let mut thread = resting(&journal, &log);
+        let (_folder, journal, log, mut thread) = resting();
         seal(&journal, 3..=3);
         while thread.apply_next().unwrap() {}
         assert_eq!((thread.applied, thread.ledger.position()), (3, 3));
@@ -554,10 +555,7 @@ mod tests {
 
     #[test]
     fn who_is_passed_over_is_known_until_the_segment_is_gone() {
-        let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
-        let journal = journal(&folder);
-        seal(&journal, 1..=2);
-        let mut thread = resting(&journal, &log);
+        let (_folder, journal, _log, mut thread) = resting();
         let passed_over = |it: &Thread| it.progress.borrow().passed_over.clone();
         while thread.apply_next().unwrap() {}
         assert_eq!(passed_over(&thread), BTreeMap::from([(2, vec![0])]));
@@ -571,10 +569,7 @@ mod tests {
 
     #[test]
     fn room_is_what_sinks_can_shrink_by_and_the_segments_that_everybody_has() {
-        let (folder, log) = (tempfile::tempdir().unwrap(), Log::default());
-        let journal = journal(&folder);
-        seal(&journal, 1..=2);
-        let mut thread = resting(&journal, &log);
+        let (_folder, journal, log, mut thread) = resting();
         let heard = || std::mem::take(&mut *log.lock().unwrap());
         thread.make_room();
         assert_eq!((heard(), lock(&journal).forgotten()), (vec!["sink shrinks".to_owned()], 0));

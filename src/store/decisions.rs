@@ -159,16 +159,14 @@ mod tests {
     use crate::config::targets::Target;
     use crate::domain::account::Revision;
     use crate::domain::did::Did;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::seed::Chance;
+    use crate::store::ledger_rows::opened;
     use crate::store::listing::Staged;
 
     #[test]
     fn who_is_decided_is_told_with_what_became_of_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
-        let (mut rows, _is_new) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let dids =
             ["a", "b", "c"].map(|it| Did::parse(&format!("did:plc:{}", it.repeat(24))).unwrap());
         let targets = dids.iter().map(|did| Ok::<_, StoreError>(Target::Did(did.clone())));

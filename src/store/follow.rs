@@ -59,6 +59,20 @@ pub struct NamedSink {
     pub lag_max: Option<u64>,
 }
 
+/// What the threads of sinks work with.
+pub struct Around<'a> {
+    /// Where they take from.
+    pub journal: &'a Arc<Mutex<Journal>>,
+    /// Who wakes them.
+    pub applier: &'a Applier,
+    /// Whom they tell of what fails.
+    pub health: &'a Health,
+    /// Their time.
+    pub clock: &'a Clock,
+    /// Accounts that were given up, for those that want to hear of them.
+    pub parkings: Option<&'a Parkings>,
+}
+
 /// Followers that wait for the applier before they begin.
 pub struct Waiting {
     /// What others see of them.
@@ -97,21 +111,16 @@ impl Waiting {
         Ok(Self { followers: Followers { wakes, is_finishing, told }, places })
     }
 
-    /// Starts the threads of `sinks`, whose names were given in this order; those that want to hear of parked accounts are told
-    /// of `parkings`.
+    /// Starts the threads of `sinks`, whose names were given in this order.
     ///
     /// # Errors
     /// The system's, if a thread cannot be started.
     pub fn start(
         self,
         sinks: Vec<NamedSink>,
-        journal: &Arc<Mutex<Journal>>,
-        applier: &Applier,
-        health: &Health,
-        clock: &Clock,
-        parkings: Option<&Parkings>,
+        around: &Around<'_>,
     ) -> Result<Vec<JoinHandle<()>>, StoreError> {
-        let threads = self.threads(sinks, journal, applier, health, clock, parkings).into_iter();
+        let threads = self.threads(sinks, around).into_iter();
         let spawned = threads.map(|(thread, start)| {
             let named = std::thread::Builder::new().name(format!("sink-{}", thread.name));
             let spawned = named.spawn(move || thread.run(&start));
@@ -120,32 +129,24 @@ impl Waiting {
         spawned.collect()
     }
 
-    fn threads(
-        self,
-        sinks: Vec<NamedSink>,
-        journal: &Arc<Mutex<Journal>>,
-        applier: &Applier,
-        health: &Health,
-        clock: &Clock,
-        parkings: Option<&Parkings>,
-    ) -> Vec<(Thread, Start)> {
+    fn threads(self, sinks: Vec<NamedSink>, around: &Around<'_>) -> Vec<(Thread, Start)> {
         let Self { followers: Followers { told, is_finishing, .. }, places } = self;
         let Some(told) = told else { return Vec::new() };
         let placed = sinks.into_iter().zip(places).enumerate();
         let threads = placed.map(|(index, (named, (woken, start)))| {
             let NamedSink { name, sink, .. } = named;
             let lag_max = told.borrow()[index].lag_max;
-            let parkings = parkings.filter(|_| sink.hears_of_parked()).cloned();
+            let parkings = around.parkings.filter(|_| sink.hears_of_parked()).cloned();
             let thread = Thread {
                 index,
                 name,
                 sink,
                 woken,
                 told: Arc::clone(&told),
-                journal: Arc::clone(journal),
-                applier: applier.clone(),
-                health: health.clone(),
-                clock: clock.clone(),
+                journal: Arc::clone(around.journal),
+                applier: around.applier.clone(),
+                health: around.health.clone(),
+                clock: around.clock.clone(),
                 is_finishing: Arc::clone(&is_finishing),
                 taken: start.known,
                 settled: start.known,
@@ -443,14 +444,13 @@ mod tests {
     use super::*;
     use crate::config::targets::Target;
     use crate::domain::account::Revision;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::seed::Chance;
     use crate::sink::Parked;
     use crate::store::apply::{Export, LedgerFollower};
     use crate::store::followers::{Following, Lag};
     use crate::store::heard::Messages;
     use crate::store::items::Item;
     use crate::store::ledger_rows::Rows;
+    use crate::store::ledger_rows::opened;
     use crate::store::listing::Staged;
 
     const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -589,6 +589,7 @@ mod tests {
     struct Bench {
         folder: tempfile::TempDir,
         ledger: Ledger,
+        clock: Clock,
         sealed: u64,
         lag_max: u64,
         parkings: Option<Parkings>,
@@ -606,15 +607,13 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let ledger = Ledger::default();
-            Self { folder, ledger, sealed: 0, lag_max: u64::MAX, parkings: None }
+            let clock = Clock::system();
+            Self { folder, ledger, clock, sealed: 0, lag_max: u64::MAX, parkings: None }
         }
 
         fn start(&self, name: &str, sink: &Memory) -> Result<Running, StoreError> {
             let (waiting, mut running) = self.begin(name)?;
-            let Running { journal, applier, health, .. } = &running;
-            let (sinks, clock) = (sinks(name, sink), Clock::system());
-            let parkings = self.parkings.as_ref();
-            let threads = waiting.start(sinks, journal, applier, health, &clock, parkings)?;
+            let threads = waiting.start(sinks(name, sink), &self.around(&running))?;
             running.threads.extend(threads);
             Ok(running)
         }
@@ -622,15 +621,23 @@ mod tests {
         /// The thread of `sink` before it runs, with everything around it; it hears `commands`, and that nobody is left.
         fn resting(&self, sink: &Memory, commands: &[Command]) -> (Thread, Start, Running) {
             let (waiting, running) = self.begin("memory").unwrap();
-            let Running { journal, applier, health, .. } = &running;
-            let (sinks, clock) = (sinks("memory", sink), Clock::system());
-            let parkings = self.parkings.as_ref();
-            let mut threads = waiting.threads(sinks, journal, applier, health, &clock, parkings);
+            let mut threads = waiting.threads(sinks("memory", sink), &self.around(&running));
             let (mut thread, start) = threads.pop().unwrap();
             let (wake, woken) = sync_channel(commands.len());
             commands.iter().for_each(|command| wake.send(*command).unwrap());
             thread.woken = woken;
             (thread, start, running)
+        }
+
+        fn around<'a>(&'a self, running: &'a Running) -> Around<'a> {
+            let Running { journal, applier, health, .. } = running;
+            Around {
+                journal,
+                applier,
+                health,
+                clock: &self.clock,
+                parkings: self.parkings.as_ref(),
+            }
         }
 
         /// All but the sink's thread.
@@ -658,8 +665,7 @@ mod tests {
         /// An account that was given up, of which the sink is told; the ledger that has it.
         fn park(&mut self) -> Rows {
             let (folder, path) = (self.folder.path(), self.folder.path().join("state.db"));
-            let (clock, chance) = (Clock::system(), Chance::seeded(1));
-            let mut rows = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap().0;
+            let mut rows = opened(folder, self.clock.clone());
             let malformed =
                 Target::Malformed { cleaned: "did:plc:BAD".into(), detail: "x:1".into() };
             let list = std::iter::once(Ok::<_, StoreError>(malformed));

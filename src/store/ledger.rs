@@ -235,17 +235,15 @@ impl LedgerFollower for Follower {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::seed::Chance;
     use crate::store::journal::Journal;
+    use crate::store::ledger_rows::opened;
     use crate::store::sorted_list::Entry;
 
     #[test]
     fn the_applier_reaches_the_rows_and_is_told_why_it_does_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
-        let (mut rows, _is_new) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let mut rows = opened(folder.path(), Clock::system());
         let tombstones = Tombstones::open(&path).unwrap();
         let done = Revision { did: "did:plc:a".to_owned(), ..Revision::default() };
         rows.transaction(|rows| rows.apply_segment(1, std::slice::from_ref(&done))).unwrap();
@@ -271,8 +269,7 @@ mod tests {
     fn jobs_that_wait_together_are_in_one_commit_and_each_has_its_own_reply() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
-        let rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let rows = opened(folder.path(), Clock::system());
         let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
         let go = held_up(&ledger);
         // What everybody else sees of the ledger while each job runs.
@@ -315,8 +312,7 @@ mod tests {
     fn a_commit_has_so_many_jobs_at_most_and_the_rest_follow_in_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
-        let rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let rows = opened(folder.path(), Clock::system());
         let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
         let go = held_up(&ledger);
         let most = GROUP_JOBS_MAX as u64;
@@ -348,8 +344,7 @@ mod tests {
     fn a_closed_ledger_has_done_what_it_was_sent_before_takes_nothing_more_and_leaves_no_wal() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
-        let rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let rows = opened(folder.path(), Clock::system());
         let tombstones = Tombstones::open(&path).unwrap();
         let (ledger, thread) = Ledger::start(rows, Health::default()).unwrap();
         let go = held_up(&ledger);
@@ -381,8 +376,7 @@ mod tests {
     fn the_applier_is_told_what_was_brought_before_and_who_is_forgotten() {
         let folder = tempfile::tempdir().unwrap();
         let (path, journal) = (folder.path().join("state.db"), folder.path().join("journal"));
-        let (policy, clock) = (LedgerPolicy::default(), Clock::system());
-        let (mut rows, _is_new) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let mut rows = opened(folder.path(), Clock::system());
         let tombstones = Tombstones::open(&path).unwrap();
         std::fs::create_dir(&journal).unwrap();
         let labels = vec!["post".to_owned()];
@@ -413,10 +407,7 @@ mod tests {
     #[test]
     fn a_job_that_panics_ends_the_writer_and_whoever_waits_knows_why() {
         let folder = tempfile::tempdir().unwrap();
-        let open = || {
-            let (path, policy) = (folder.path().join("state.db"), LedgerPolicy::default());
-            Rows::open(&path, policy, Clock::system(), Chance::seeded(1)).unwrap().0
-        };
+        let open = || opened(folder.path(), Clock::system());
         let (ledger, thread) = Ledger::start(open(), Health::default()).unwrap();
         assert_eq!(ledger.run_blocking(|rows| rows.segment()), Ok(0));
         let gone = ledger.run_blocking(|rows| {

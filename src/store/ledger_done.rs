@@ -78,17 +78,14 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::domain::account::Revision;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::seed::Chance;
-    use crate::store::ledger_rows::Rows;
+    use crate::store::ledger_rows::opened;
     use crate::store::sorted_list::Entry;
 
     #[test]
     fn every_done_account_is_told_once_in_ledger_order_whatever_their_number() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
-        let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         // Two pages and one account; behind them, one that is not done. Every third is listed.
         let did = |n: i64| format!("did:plc:{n}");
         let count = 2 * ACCOUNTS_AT_ONCE + 1;

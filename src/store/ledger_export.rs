@@ -151,10 +151,10 @@ mod tests {
     use crate::clock::Clock;
     use crate::config::targets::Target;
     use crate::domain::did::Did;
-    use crate::domain::ledger::{LedgerPolicy, State};
+    use crate::domain::ledger::State;
     use crate::domain::verdict::Reason;
-    use crate::seed::Chance;
     use crate::store::ledger_lists::Reader;
+    use crate::store::ledger_rows::opened;
     use crate::store::listing::Staged;
 
     const NOW_MS: i64 = 1_728_131_696_000;
@@ -181,8 +181,7 @@ mod tests {
     fn the_latest_word_on_each_known_account_is_taken_and_strangers_are_passed_over() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (clock, chance) = (Clock::fixed(NOW_MS), Chance::seeded(1));
-        let (mut rows, _) = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap();
+        let mut rows = opened(folder.path(), Clock::fixed(NOW_MS));
         let targets = "abcde"
             .chars()
             .map(|letter| Ok::<_, Infallible>(Target::Did(Did::parse(&did(letter)).unwrap())));

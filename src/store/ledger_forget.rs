@@ -191,12 +191,11 @@ mod tests {
     use crate::config::targets::Target;
     use crate::domain::did::Did;
     use crate::domain::identity::Identity;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::seed::Chance;
     use crate::store::items::Item;
     use crate::store::journal::Journal;
     use crate::store::ledger_export::{LastWord, Said};
     use crate::store::ledger_lists::Reader;
+    use crate::store::ledger_rows::opened;
     use crate::store::ledger_work::Batch;
     use crate::store::listing::Staged;
     use crate::store::sorted_list::Entry;
@@ -222,8 +221,7 @@ mod tests {
     fn a_segment_is_marked_where_it_holds_the_forgotten_and_nowhere_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
-        let (mut rows, _) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let (id, labels) = ("a".repeat(32), vec!["post".to_owned()]);
         std::fs::create_dir(folder.path().join("journal")).unwrap();
         let mut journal =
@@ -251,9 +249,8 @@ mod tests {
     #[test]
     fn what_was_read_of_a_directory_and_not_taken_yet_is_forgotten_too() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
-        let (mut rows, _) = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap();
+        let _path = folder.path().join("state.db");
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         rows.unstage().unwrap();
         let said = [1, 2].map(|n| Said { did: did(n), at_ms: 5, word: LastWord::Tombstoned });
         for said in &said {
@@ -274,8 +271,7 @@ mod tests {
     fn of_a_forgotten_account_not_a_byte_but_its_did_is_left_in_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (clock, chance) = (Clock::fixed(1_700_000_000_000), Chance::seeded(1));
-        let (mut rows, _) = Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap();
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let gone: Vec<String> = (0..ACCOUNTS).step_by(37).map(did).collect();
         let targets =
             (0..ACCOUNTS).map(|n| Ok::<_, Infallible>(Target::Did(Did::parse(&did(n)).unwrap())));

@@ -409,10 +409,10 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::domain::account::Revision;
-    use crate::domain::ledger::{LedgerPolicy, State};
+    use crate::domain::ledger::State;
     use crate::domain::verdict::{Cause, Failure, LastError, Reason};
-    use crate::seed::Chance;
     use crate::store::ledger_lists::{Counts, Decided, Reader};
+    use crate::store::ledger_rows::opened;
     use crate::store::ledger_sums::Sums;
     use crate::store::ledger_work::Batch;
 
@@ -420,8 +420,7 @@ mod tests {
     const HOUR_MS: i64 = 3_600_000;
 
     fn rows(folder: &Path) -> Rows {
-        let (path, clock) = (folder.join("state.db"), Clock::fixed(NOW_MS));
-        Rows::open(&path, LedgerPolicy::default(), clock, Chance::seeded(1)).unwrap().0
+        opened(folder, Clock::fixed(NOW_MS))
     }
 
     fn did(letter: char) -> String {

@@ -118,16 +118,14 @@ impl Rows {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::seed::Chance;
     use crate::store::decisions::{DecisionLog, Decisions};
+    use crate::store::ledger_rows::opened;
 
     #[test]
     fn who_is_parked_is_told_anew_when_a_list_brings_one_back_and_only_then() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, clock) = (folder.path().join("state.db"), Clock::fixed(1_700_000_000_000));
-        let (policy, chance) = (LedgerPolicy::default(), Chance::seeded(1));
-        let mut rows = Rows::open(&path, policy, clock, chance).unwrap().0;
+        let _path = folder.path().join("state.db");
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let told = Decisions::make(folder.path()).unwrap();
         rows.parkings = DecisionLog::of(told.clone());
         let (queued, parked) = (Entry::did("did:plc:a"), Entry::malformed("b", "no did"));

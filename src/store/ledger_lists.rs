@@ -393,14 +393,13 @@ mod tests {
     use crate::domain::ledger::{Event, LedgerPolicy};
     use crate::domain::verdict::{Cause, Failure, LastError, Reason};
     use crate::seed::Chance;
+    use crate::store::ledger_rows::opened;
     use crate::store::ledger_work::Batch;
     use crate::store::listing::Staged;
     use crate::store::sorted_list::Entry;
 
     fn rows(folder: &Path) -> Rows {
-        let clock = Clock::fixed(1_700_000_000_000);
-        let path = folder.join("state.db");
-        Rows::open(&path, LedgerPolicy::default(), clock, Chance::seeded(1)).unwrap().0
+        opened(folder, Clock::fixed(1_700_000_000_000))
     }
 
     fn did(n: u8) -> Target {

@@ -248,18 +248,17 @@ fn reason_word(state: State) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::ledger::LedgerPolicy;
     use crate::domain::verdict::{Cause, Failure};
-    use crate::seed::Chance;
+
     use crate::store::decisions::{DecisionLog, Decisions};
+    use crate::store::ledger_rows::opened;
     use crate::store::sorted_list::Entry;
 
     #[test]
     fn a_decision_about_a_listed_account_is_told_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, clock) = (folder.path().join("state.db"), Clock::fixed(1_700_000_000_000));
-        let (policy, chance) = (LedgerPolicy::default(), Chance::seeded(1));
-        let mut rows = Rows::open(&path, policy, clock, chance).unwrap().0;
+        let _path = folder.path().join("state.db");
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let dids = ["did:plc:a", "did:plc:b", "did:plc:c"];
         let made = rows.transaction(|rows| {
             dids.iter().try_for_each(|did| rows.add(&Entry::did(did)).map(drop))?;

@@ -198,10 +198,10 @@ mod tests {
     use crate::domain::account::Refreshed;
     use crate::domain::did::Did;
     use crate::domain::identity::Identity;
-    use crate::domain::ledger::{LedgerPolicy, State};
+    use crate::domain::ledger::State;
     use crate::domain::verdict::{Cause, Failure, Reason};
-    use crate::seed::Chance;
     use crate::store::ledger_lists::Counts;
+    use crate::store::ledger_rows::opened;
     use crate::store::ledger_work::{Batch, Leased};
     use crate::store::listing::Staged;
 
@@ -228,9 +228,9 @@ mod tests {
         /// Five done accounts; no leaves were kept of the last.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(NOW));
-            let path = folder.path().join("state.db");
-            let mut rows = Rows::open(&path, policy, clock.clone(), Chance::seeded(1)).unwrap().0;
+            let clock = Clock::fixed(NOW);
+            let _path = folder.path().join("state.db");
+            let mut rows = opened(folder.path(), clock.clone());
             let targets = (0..5).map(|n| Ok::<_, StoreError>(Target::Did(name(n))));
             let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();
             staged.know(&mut rows, &|_| {}).unwrap().swap(&mut rows, &|_| {}).unwrap();

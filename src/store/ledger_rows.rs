@@ -383,6 +383,9 @@ impl Rows {
 }
 
 #[cfg(test)]
+pub use tests::opened;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::identity::Identity;
@@ -390,12 +393,17 @@ mod tests {
     use crate::domain::verdict::{Cause, Failure, Reason};
     use crate::store::sorted_list::Entry;
 
+    /// The ledger in `folder`, a new one if there is none.
+    pub fn opened(folder: &Path, clock: Clock) -> Rows {
+        let path = folder.join("state.db");
+        Rows::open(&path, LedgerPolicy::default(), clock, Chance::seeded(1)).unwrap().0
+    }
+
     #[test]
     fn a_new_policy_holds_from_the_next_event_on() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(1_700_000_000_000));
-        let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let _path = folder.path().join("state.db");
+        let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let identity = Identity {
             endpoint: "https://a.test".to_owned(),
             host: "a.test".to_owned(),
@@ -418,7 +426,7 @@ mod tests {
             done.unwrap().pop().unwrap().after.state
         };
         assert!(matches!(failed(&mut rows, "did:plc:a"), State::RetryAt(_)));
-        rows.set_policy(LedgerPolicy { attempts: 1, ..policy });
+        rows.set_policy(LedgerPolicy { attempts: 1, ..LedgerPolicy::default() });
         assert_eq!(failed(&mut rows, "did:plc:b"), State::Parked(Reason::AttemptsExhausted));
     }
 

@@ -186,16 +186,15 @@ fn run(row: &Row<'_>) -> rusqlite::Result<Run> {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::domain::ledger::LedgerPolicy;
-    use crate::seed::Chance;
+    use crate::store::ledger_rows::opened;
 
     #[test]
     fn runs_are_kept_up_to_a_number_and_one_that_died_has_no_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
         let clock = Clock::fixed(1_700_000_000_000);
-        let open = || Rows::open(&path, LedgerPolicy::default(), clock.clone(), Chance::seeded(1));
-        let (mut rows, _) = open().unwrap();
+        let open = || opened(folder.path(), clock.clone());
+        let mut rows = open();
         assert_eq!(runs(&path).unwrap(), Vec::new());
         let begun = Begun { command: "backfill", filter: "{}".to_owned() };
         let died = rows.begin_run(&begun).unwrap();
@@ -213,7 +212,7 @@ mod tests {
         let told = runs(&path).unwrap();
         assert_eq!((told[0].given, told[0].done, told[0].ended), (Some(7), None, None));
         assert_eq!((told[1].given, told[1].done, told[1].ended), (Some(9), Some(8), Some(how)));
-        let (mut rows, _) = open().unwrap();
+        let mut rows = open();
         for _ in 0..RUNS_MAX {
             rows.begin_run(&begun).unwrap();
         }

@@ -229,8 +229,8 @@ mod tests {
     use crate::clock::Clock;
     use crate::domain::account::Revision;
     use crate::domain::identity::Identity;
-    use crate::domain::ledger::{Account, LedgerPolicy};
-    use crate::seed::Chance;
+    use crate::domain::ledger::Account;
+    use crate::store::ledger_rows::opened;
     use crate::store::sorted_list::Entry;
 
     const NOW: i64 = 1_700_000_000_000;
@@ -239,10 +239,7 @@ mod tests {
     fn how_an_account_stands_is_kept_with_what_it_was_and_since_when() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let at = |now_ms| {
-            let (policy, chance) = (LedgerPolicy::default(), Chance::seeded(1));
-            Rows::open(&path, policy, Clock::fixed(now_ms), chance).unwrap().0
-        };
+        let at = |now_ms| opened(folder.path(), Clock::fixed(now_ms));
         let told = |id, status| Told {
             id,
             status,
@@ -297,8 +294,7 @@ mod tests {
     fn who_is_listed_and_was_exported_is_to_be_visited() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(NOW));
-        let mut rows = Rows::open(&path, policy, clock, Chance::seeded(1)).unwrap().0;
+        let mut rows = opened(folder.path(), Clock::fixed(NOW));
         let dids = ["a", "b", "c", "d"].map(|it| format!("did:plc:{it}"));
         let made = rows.transaction(|rows| {
             dids.iter().try_for_each(|did| rows.add(&Entry::did(did)).map(drop))?;

@@ -198,9 +198,9 @@ mod tests {
     use crate::config::targets::Target;
     use crate::domain::account::AccountId;
     use crate::domain::did::Did;
-    use crate::domain::ledger::{Event, LedgerPolicy};
-    use crate::seed::Chance;
+    use crate::domain::ledger::Event;
     use crate::store::ledger_lists::{Decided, Reader, Report};
+    use crate::store::ledger_rows::opened;
     use crate::store::listing::Staged;
 
     const ACCOUNTS: u8 = 20;
@@ -211,9 +211,7 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Rows {
-        let clock = Clock::fixed(1_700_000_000_000);
-        let path = folder.join("state.db");
-        Rows::open(&path, LedgerPolicy::default(), clock, Chance::seeded(1)).unwrap().0
+        opened(folder, Clock::fixed(1_700_000_000_000))
     }
 
     fn list(rows: &mut Rows, folder: &Path, wanted: impl Iterator<Item = u8>) {

@@ -370,7 +370,7 @@ mod tests {
     use crate::domain::did::Did;
     use crate::domain::ledger::LedgerPolicy;
     use crate::domain::verdict::{LastError, Reason};
-    use crate::seed::Chance;
+    use crate::store::ledger_rows::opened;
     use crate::store::listing::Staged;
 
     const NOW_MS: i64 = 1_700_000_000_000;
@@ -385,10 +385,9 @@ mod tests {
         /// So many accounts of `did:plc`, in rows from 1 on, and one of `did:web` in the row behind them.
         fn new(plc: i64) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let (policy, clock) = (LedgerPolicy::default(), Clock::fixed(NOW_MS));
-            let path = folder.path().join("state.db");
-            let chance = Chance::seeded(1);
-            let mut rows = Rows::open(&path, policy, clock.clone(), chance).unwrap().0;
+            let clock = Clock::fixed(NOW_MS);
+            let _path = folder.path().join("state.db");
+            let mut rows = opened(folder.path(), clock.clone());
             let letter = |n: i64| char::from(b'a' + u8::try_from(n % 20).unwrap());
             let name =
                 |n| format!("did:plc:{}{}", letter(n / 20), letter(n).to_string().repeat(23));

@@ -194,15 +194,13 @@ mod tests {
     use crate::clock::Clock;
     use crate::domain::account::AccountId;
     use crate::domain::did::Did;
-    use crate::domain::ledger::{Event, LedgerPolicy};
-    use crate::seed::Chance;
+    use crate::domain::ledger::Event;
     use crate::store::ledger_lists::Counts;
+    use crate::store::ledger_rows::opened;
     use crate::store::ledger_work::Batch;
 
     fn rows(folder: &Path) -> Rows {
-        let path = folder.join("state.db");
-        let (clock, chance) = (Clock::system(), Chance::seeded(1));
-        Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap().0
+        opened(folder, Clock::system())
     }
 
     /// A DID of its own for every number, in no order.

@@ -172,17 +172,15 @@ mod tests {
     use crate::clock::Clock;
     use crate::config::targets::Target;
     use crate::domain::did::Did;
-    use crate::domain::ledger::{Event, LedgerPolicy};
+    use crate::domain::ledger::Event;
     use crate::domain::verdict::{Cause, Failure, Reason};
-    use crate::seed::Chance;
     use crate::store::ledger_lists::Selection;
+    use crate::store::ledger_rows::opened;
     use crate::store::ledger_work::Batch;
     use crate::store::listing::Staged;
 
     fn rows(folder: &Path) -> Rows {
-        let path = folder.join("state.db");
-        let (clock, chance) = (Clock::system(), Chance::seeded(1));
-        Rows::open(&path, LedgerPolicy::default(), clock, chance).unwrap().0
+        opened(folder, Clock::system())
     }
 
     fn did(number: usize) -> String {

@@ -133,11 +133,11 @@ mod tests {
     use crate::config::targets::Target;
     use crate::domain::account::{AccountId, Refreshed};
     use crate::domain::did::Did;
-    use crate::domain::ledger::LedgerPolicy;
     use crate::domain::verdict::{Cause, Failure, Reason};
-    use crate::seed::Chance;
+
     use crate::store::error::StoreError;
     use crate::store::ledger_rows::Rows;
+    use crate::store::ledger_rows::opened;
     use crate::store::listing::Staged;
 
     const DID: &str = "did:plc:44ybard66vv44zksje25o7dz";
@@ -173,10 +173,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::fixed(1_727_395_200_000);
         metrics::with_local_recorder(&recorder, || {
-            let path = folder.path().join("state.db");
-            let policy = LedgerPolicy::default();
-            let (mut rows, _) =
-                Rows::open(&path, policy, clock.clone(), Chance::seeded(1)).unwrap();
+            let mut rows = opened(folder.path(), clock.clone());
             let other = "did:plc:z72i7hdynmk6r22z27h6tvur";
             let targets =
                 [DID, other].map(|did| Ok::<_, StoreError>(Target::Did(Did::parse(did).unwrap())));

@@ -45,9 +45,7 @@ impl Inputs {
     pub fn of_did(&self, did: &str) -> Vec<(i32, i64)> {
         self.by_did.get(did).into_iter().flatten().copied().collect()
     }
-}
 
-impl Inputs {
     /// Messages of a partition: their offsets.
     pub fn of_partition(&self, partition: i32) -> impl Iterator<Item = i64> {
         self.by_partition.get(&partition).into_iter().flatten().map(|(offset, _)| *offset)

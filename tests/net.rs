@@ -26,7 +26,7 @@ use skyfill::net::client::{Client, Request, Response, Surroundings, Trust};
 use skyfill::net::dns::Names;
 use skyfill::net::error::NetError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use url::Url;
@@ -708,9 +708,10 @@ async fn names_that_do_not_exist_or_are_not_answered_are_dns_faults() {
 #[tokio::test]
 async fn no_connection_and_no_answer_are_the_hosts_fault() {
     bounded(async {
-        let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // It has its port and never listens.
+        let refusing = TcpSocket::new_v4().unwrap();
+        refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let url = format!("http://{}/", refusing.local_addr().unwrap());
-        drop(refusing);
         let error = host_fault(fetch(&client(), &url).await, LastError::Connect);
         assert!(matches!(error, NetError::Connect(_)), "{error:?}");
         for answer in

@@ -806,6 +806,8 @@ fn hosts_have_a_pace_a_limit_and_may_be_down() {
     host.server().refuse(true);
     let refused = get_until(&host.url(), &repo_path(&did), || false);
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    let other = std::net::TcpListener::bind(host.server().address());
+    assert_eq!(other.unwrap_err().kind(), std::io::ErrorKind::AddrInUse, "the port is its own");
     host.server().refuse(false);
     assert_eq!(get(&host.url(), &repo_path(&did)).status, 200);
 }

@@ -20,8 +20,11 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+
+/// Connections that wait to be accepted; more than any scene opens at once.
+const BACKLOG: u32 = 1_024;
 
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -87,6 +90,8 @@ pub struct Server {
     order: watch::Sender<Order>,
     acted: Arc<Acted>,
     thread: Option<JoinHandle<()>>,
+    /// Never listens: it holds the port while connections are refused, so that no other server of the tests is given it.
+    _held: TcpSocket,
 }
 
 impl Server {
@@ -98,9 +103,8 @@ impl Server {
     {
         let handler: Arc<Handler> =
             Arc::new(move |request, connection| Box::pin(handler(request, connection)));
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
-        let address = listener.local_addr().expect("a bound listener has an address");
-        listener.set_nonblocking(true).expect("sockets can be made non-blocking");
+        let held = bound(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a loopback port");
+        let address = held.local_addr().expect("a bound socket has an address");
         let (order, orders) = watch::channel(Order::Serve);
         let acted = Arc::new(Acted::default());
         let told = Arc::clone(&acted);
@@ -109,11 +113,13 @@ impl Server {
                 .enable_all()
                 .build()
                 .expect("a runtime for a test server");
-            runtime.block_on(serve(listener, orders, &told, handler));
+            runtime.block_on(serve(address, orders, &told, handler));
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        Self { address, order, acted, thread: Some(thread.expect("a thread for a test server")) }
+        acted.wait(Order::Serve);
+        let thread = Some(thread.expect("a thread for a test server"));
+        Self { address, order, acted, thread, _held: held }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -143,14 +149,21 @@ impl Drop for Server {
     }
 }
 
+/// A socket that shares its port with others like it; whoever asks for any free port is given another one.
+fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 async fn serve(
-    listener: std::net::TcpListener,
+    address: SocketAddr,
     mut orders: watch::Receiver<Order>,
     acted: &Acted,
     handler: Arc<Handler>,
 ) {
-    let address = listener.local_addr().expect("a bound listener has an address");
-    let mut listener = Some(TcpListener::from_std(listener).expect("a non-blocking listener"));
+    let mut listener: Option<TcpListener> = None;
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let order = *orders.borrow_and_update();
@@ -161,14 +174,8 @@ async fn serve(
                 connections.abort_all();
             }
             Order::Serve if listener.is_none() => {
-                // Old connections of this port may linger in the kernel for a moment.
-                match TcpListener::bind(address).await {
-                    Ok(bound) => listener = Some(bound),
-                    Err(_) => {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
-                        continue;
-                    }
-                }
+                let socket = bound(address).expect("the port is held");
+                listener = Some(socket.listen(BACKLOG).expect("a bound socket can listen"));
             }
             Order::Serve => {}
         }

@@ -11,8 +11,9 @@
 //! last one was. One run at a time uses a data directory; several with directories of their own may run in one process. It
 //! lives on threads of its own and leaves its process alone: no signal handler, logger, metrics recorder or TLS provider is
 //! installed, nothing is printed, no environment or directory is changed. Records of its log go to the program's `tracing`
-//! subscriber, figures to its `metrics` recorder, if it has them. (The command also gives itself two heaps of glibc's, which
-//! saves memory: set `GLIBC_TUNABLES=glibc.malloc.arena_max=2` for a program whose memory matters.)
+//! subscriber, figures to its `metrics` recorder, if it has them. (The command also gives itself two heaps of glibc's that
+//! give large buffers back, which saves memory: set `GLIBC_TUNABLES=glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=1048576` for
+//! a program whose memory matters.)
 //!
 //! # Examples
 //! A run over a small network on this machine. With real hosts, `plc_url`, `allow_network` and the pace are left out.

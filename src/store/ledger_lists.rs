@@ -560,7 +560,12 @@ mod tests {
             ..Revision::default()
         };
         let revisions = [revision(1, "post", 7, 100), revision(2, "like", 2, 11)];
-        rows.transaction(|rows| rows.apply_segment(5, &revisions)).unwrap();
+        let counts = Counts { queued: 3, done: 2, parked: 1, ..Counts::default() };
+        let open = rows.transaction(|rows| {
+            rows.apply_segment(5, &revisions)?;
+            rows.counts()
+        });
+        assert_eq!(open.unwrap(), counts, "with what is not committed yet");
         // One that the ledger has taken, or an earlier one, changes nothing.
         for segment in [5, 4] {
             let late = [revision(3, "post", 1, 1)];
@@ -569,7 +574,6 @@ mod tests {
         let run = rows.run_counts();
         assert_eq!((run.done, run.parked, run.records, run.repo_bytes), (2, 1, 9, 111));
         assert_eq!(run.ended(), 3);
-        let counts = Counts { queued: 3, done: 2, parked: 1, ..Counts::default() };
         assert_eq!((reader.counts().unwrap(), reader.hosts().unwrap()), (counts, host(1, 0)));
         let report = reader.account(&name(2)).unwrap().unwrap();
         assert_eq!((report.id, report.edition, report.listed), (ids[2], 1, true));

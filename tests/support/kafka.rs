@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::proc::{Finished, Running, Skyfill};
@@ -192,8 +193,17 @@ const PROPERTIES: &[&str] = &[
     "log.cleaner.dedupe.buffer.size=8388608",
 ];
 
+/// Below those that the system gives to whoever asks for any: a broker that is started again finds its own free.
 fn free_ports() -> [u16; 3] {
-    // All are held until all are known, so that they differ.
-    let held = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-    held.map(|listener| listener.local_addr().unwrap().port())
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let mine = std::process::id().wrapping_mul(101);
+    [(); 3].map(|()| {
+        loop {
+            let number = mine.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+            let port = 12_000 + u16::try_from(number % 20_000).unwrap();
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+                return port;
+            }
+        }
+    })
 }

@@ -129,6 +129,15 @@ impl Scene {
         }
     }
 
+    fn wait_for_parked(&self, did: &str, workers: &[&Running]) {
+        let begun = Instant::now();
+        while !self.ended("parked").contains(did) {
+            let told: Vec<String> = workers.iter().map(|it| it.stderr()).collect();
+            assert!(begun.elapsed() < PATIENCE, "{did}: {}", told.join("\n---\n"));
+            assert!(workers[0].wait(LOOK).is_none(), "{}", workers[0].stderr());
+        }
+    }
+
     /// Waits until these workers have all partitions, each of them some.
     fn wait_for_shares(&self, names: &[String], workers: &[&Running]) {
         let begun = Instant::now();
@@ -293,11 +302,7 @@ fn what_is_enqueued_again_is_not_done_again_and_who_moved_goes_to_the_worker_of_
     let [first, second] = ["first", "second"].map(|name| scene.worker(name));
     scene.wait_for(119, &[&first, &second]);
     let gone = &network.world().dids()[100];
-    let begun = Instant::now();
-    while !scene.ended("parked").contains(gone) {
-        assert!(begun.elapsed() < PATIENCE, "{}{}", first.stderr(), second.stderr());
-        assert!(first.wait(LOOK).is_none(), "{}", first.stderr());
-    }
+    scene.wait_for_parked(gone, &[&first, &second]);
     // Everything once more, by workers with nothing in their directories, after it has come back.
     let ended = [first, second].map(|worker| {
         assert!(worker.signal(Signal::TERM));
@@ -307,11 +312,13 @@ fn what_is_enqueued_again_is_not_done_again_and_who_moved_goes_to_the_worker_of_
     network.set_standing(100, Standing::Active);
     let asked: usize = network.hosts.iter().map(|host| host.log().len()).sum();
     let list = std::fs::read_to_string(scene.job.path("dids.txt")).unwrap();
-    std::fs::write(scene.job.path("odd.txt"), format!("{list}\ndid:plc:aaaaaaaaaaaaaaaaaaaaaaaa"))
-        .unwrap();
+    let unknown = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa";
+    std::fs::write(scene.job.path("odd.txt"), format!("{list}\n{unknown}")).unwrap();
     scene.enqueue("odd.txt").expect_code(3);
     let [third, fourth] = ["third", "fourth"].map(|name| scene.worker(name));
     scene.wait_for(120, &[&third, &fourth]);
+    // What a worker says of itself is a moment old, and the other one may have handed something over since.
+    scene.wait_for_parked(unknown, &[&third, &fourth]);
     let begun = Instant::now();
     let is_quiet = |name: &str| {
         let group = scene.status(name)["group"].clone();

@@ -134,7 +134,9 @@ impl Scene {
         while !self.ended("parked").contains(did) {
             let told: Vec<String> = workers.iter().map(|it| it.stderr()).collect();
             assert!(begun.elapsed() < PATIENCE, "{did}: {}", told.join("\n---\n"));
-            assert!(workers[0].wait(LOOK).is_none(), "{}", workers[0].stderr());
+            for worker in workers {
+                assert!(worker.wait(LOOK / 4).is_none(), "{}", worker.stderr());
+            }
         }
     }
 

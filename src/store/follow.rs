@@ -449,8 +449,7 @@ mod tests {
     use crate::store::followers::{Following, Lag};
     use crate::store::heard::Messages;
     use crate::store::items::Item;
-    use crate::store::ledger_rows::Rows;
-    use crate::store::ledger_rows::opened;
+    use crate::store::ledger_rows::{Rows, opened};
     use crate::store::listing::Staged;
 
     const ID: &str = "0123456789abcdef0123456789abcdef";

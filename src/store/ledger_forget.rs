@@ -249,7 +249,6 @@ mod tests {
     #[test]
     fn what_was_read_of_a_directory_and_not_taken_yet_is_forgotten_too() {
         let folder = tempfile::tempdir().unwrap();
-        let _path = folder.path().join("state.db");
         let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         rows.unstage().unwrap();
         let said = [1, 2].map(|n| Said { did: did(n), at_ms: 5, word: LastWord::Tombstoned });

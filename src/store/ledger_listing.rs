@@ -124,7 +124,6 @@ mod tests {
     #[test]
     fn who_is_parked_is_told_anew_when_a_list_brings_one_back_and_only_then() {
         let folder = tempfile::tempdir().unwrap();
-        let _path = folder.path().join("state.db");
         let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let told = Decisions::make(folder.path()).unwrap();
         rows.parkings = DecisionLog::of(told.clone());

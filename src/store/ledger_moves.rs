@@ -257,7 +257,6 @@ mod tests {
     #[test]
     fn a_decision_about_a_listed_account_is_told_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let _path = folder.path().join("state.db");
         let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let dids = ["did:plc:a", "did:plc:b", "did:plc:c"];
         let made = rows.transaction(|rows| {

@@ -229,7 +229,6 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let clock = Clock::fixed(NOW);
-            let _path = folder.path().join("state.db");
             let mut rows = opened(folder.path(), clock.clone());
             let targets = (0..5).map(|n| Ok::<_, StoreError>(Target::Did(name(n))));
             let staged = Staged::read(folder.path(), targets, &|_| {}).unwrap().unwrap();

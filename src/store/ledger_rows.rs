@@ -402,7 +402,6 @@ mod tests {
     #[test]
     fn a_new_policy_holds_from_the_next_event_on() {
         let folder = tempfile::tempdir().unwrap();
-        let _path = folder.path().join("state.db");
         let mut rows = opened(folder.path(), Clock::fixed(1_700_000_000_000));
         let identity = Identity {
             endpoint: "https://a.test".to_owned(),

@@ -386,7 +386,6 @@ mod tests {
         fn new(plc: i64) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let clock = Clock::fixed(NOW_MS);
-            let _path = folder.path().join("state.db");
             let mut rows = opened(folder.path(), clock.clone());
             let letter = |n: i64| char::from(b'a' + u8::try_from(n % 20).unwrap());
             let name =

@@ -136,8 +136,7 @@ mod tests {
     use crate::domain::verdict::{Cause, Failure, Reason};
 
     use crate::store::error::StoreError;
-    use crate::store::ledger_rows::Rows;
-    use crate::store::ledger_rows::opened;
+    use crate::store::ledger_rows::{Rows, opened};
     use crate::store::listing::Staged;
 
     const DID: &str = "did:plc:44ybard66vv44zksje25o7dz";

@@ -117,8 +117,8 @@ impl Server {
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        acted.wait(Order::Serve);
         let thread = Some(thread.expect("a thread for a test server"));
+        acted.wait(Order::Serve);
         Self { address, order, acted, thread, _held: held }
     }
 
